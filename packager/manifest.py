@@ -1,0 +1,159 @@
+"""The manifest `lorapack.json`: what a bundle holds and what it came from; writer and parser."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from packager.errors import BundleError, InputError
+from packager.untrusted import check_relative_name, parse_json_object
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "lorapack.json"
+
+Target = Literal["adapter", "merged", "ollama", "vllm"]
+Evidence = Literal["lock", "name-and-shape"]
+"""How the base is known to be the one trained on: by a lock's digests, or only by fit."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file with its content.
+
+    Attributes:
+        path: Relative POSIX path.
+        size: In bytes.
+        sha256: 64 lower-case hexadecimal digits.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The exact base of a bundle.
+
+    Attributes:
+        repo: `org/name` on the Hub, or None for a local directory.
+        commit: 40 hexadecimal digits, or None for a local directory.
+        directory: Where the base lay on the releasing machine. Never published.
+        digest: `sha256:<hex>` over the paths, sizes and sha256 of `files`.
+        evidence: How it is known that the adapter was trained on this base.
+        license: SPDX or Hub licence id.
+        license_source: Where the id was read: a file of the base, or `--license`.
+        gated: Whether the Hub asks for an agreement before download.
+        architecture: As in `config.json`.
+        files: Every file of the base that was used.
+    """
+
+    repo: str | None
+    commit: str | None
+    directory: str
+    digest: str
+    evidence: Evidence
+    license: str
+    license_source: str
+    gated: bool
+    architecture: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """One adapter of a bundle: its name in the release and the bytes that it came from."""
+
+    name: str
+    directory: str
+    digest: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """One emitted target: which, for which adapter, in which folder of the bundle."""
+
+    target: Target
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest. `files` lists every file of the bundle but the manifest itself."""
+
+    schema_version: int
+    tool: dict[str, str]
+    created: str
+    base: BaseRecord
+    adapters: tuple[AdapterRecord, ...]
+    targets: tuple[TargetRecord, ...]
+    files: tuple[FileEntry, ...]
+
+
+def render_manifest(manifest: Manifest) -> str:
+    """Returns the manifest as JSON text, stable and readable."""
+    return json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n"
+
+
+def parse_manifest(text: str | bytes, *, where: str) -> Manifest:
+    """Parses `lorapack.json`.
+
+    Raises:
+        BundleError: Unknown schema, a missing or wrong field, or a path that leaves the bundle.
+    """
+    try:
+        raw = parse_json_object(text, where=where)
+        version = raw.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                "the bundle has another schema",
+                where=where,
+                expected=f"schema_version {SCHEMA_VERSION}",
+                found=repr(version)[:40],
+                hint="use the lorapack version that wrote it, or a newer one",
+            )
+        base = dict(raw["base"])
+        base["files"] = _files(base["files"], where)
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            tool={str(key): str(value) for key, value in raw["tool"].items()},
+            created=str(raw["created"]),
+            base=BaseRecord(**base),
+            adapters=tuple(
+                AdapterRecord(**{**item, "files": _files(item["files"], where)})
+                for item in raw["adapters"]
+            ),
+            targets=tuple(_target(item, where) for item in raw["targets"]),
+            files=_files(raw["files"], where),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as problem:
+        raise BundleError(
+            "the manifest is damaged",
+            where=where,
+            found=str(problem)[:200],
+            hint="copy the bundle again, or release it again",
+        ) from problem
+
+
+def _target(raw: dict[str, Any], where: str) -> TargetRecord:
+    record = TargetRecord(**raw)
+    check_relative_name(record.path, where=where)
+    if record.target not in ("adapter", "merged", "ollama", "vllm"):
+        raise ValueError(f"unknown target {record.target!r}")
+    return record
+
+
+def _files(raw: list[dict[str, Any]], where: str) -> tuple[FileEntry, ...]:
+    entries = tuple(FileEntry(**item) for item in raw)
+    for entry in entries:
+        check_relative_name(entry.path, where=where)
+        if type(entry.size) is not int or entry.size < 0:
+            raise ValueError(f"size of {entry.path!r} is not a byte count")
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise ValueError(f"sha256 of {entry.path!r} is not 64 hexadecimal digits")
+    if len({entry.path for entry in entries}) != len(entries):
+        raise ValueError("a path stands twice")
+    return entries

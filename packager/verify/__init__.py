@@ -1,0 +1,1 @@
+"""Checking a bundle against its manifest, its base and its adapter."""

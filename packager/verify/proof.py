@@ -1,0 +1,173 @@
+"""The proof: what was checked, on what, with which figures. A value; JSON out and in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+Level = Literal["files", "weights", "behaviour"]
+LEVELS: tuple[Level, ...] = ("files", "weights", "behaviour")
+
+
+@dataclass(frozen=True)
+class FilesCheck:
+    """Level `files`: every byte of the target against the manifest.
+
+    Attributes:
+        count: Files hashed.
+        total_bytes: Bytes hashed.
+        problems: One line per file that differs, is missing, or is not in the manifest.
+    """
+
+    count: int
+    total_bytes: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorFigure:
+    """Level `weights`, one tensor that a delta was merged into.
+
+    Attributes:
+        name: Name in the artefact.
+        rule: The rule of the plan that made it, such as `lora`.
+        layer: Number of the transformer layer, or None outside of the layers.
+        delta_ratio: ‖ΔW‖ / ‖W‖, Frobenius norms, ΔW in float64.
+        lost_to_rounding: ‖(W' − W) − ΔW‖ / ‖ΔW‖: what rounding to the output dtype took.
+        max_error_ulp: Largest |stored − truth|, in units of the output dtype's last place.
+    """
+
+    name: str
+    rule: str
+    layer: int | None
+    delta_ratio: float
+    lost_to_rounding: float
+    max_error_ulp: float
+
+
+@dataclass(frozen=True)
+class WeightsCheck:
+    """Level `weights`: tensors recomputed from base + adapter.
+
+    Attributes:
+        checked: Tensors recomputed or compared byte by byte.
+        total: Tensors in the artefact.
+        by_rule: Rule → (checked, total).
+        adapter_tensors_used: Adapter tensors that the checked plan uses, each exactly once.
+        adapter_tensors_total: Adapter tensors in the file.
+        figures: One per checked merged tensor.
+        problems: One line per tensor that differs, is missing, or is left over.
+    """
+
+    checked: int
+    total: int
+    by_rule: dict[str, tuple[int, int]]
+    adapter_tensors_used: int
+    adapter_tensors_total: int
+    figures: tuple[TensorFigure, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BehaviourCheck:
+    """Level `behaviour`: teacher-forced comparison with base + adapter (PEFT, float32).
+
+    Attributes:
+        prompt_set: Name and version of the fixed prompt set.
+        prompts: Number of prompts.
+        tokens: Number of next-token distributions compared.
+        kl_mean: Mean over tokens of KL(truth ‖ artefact), in nats.
+        kl_max: Largest of them.
+        base_kl_mean: Mean KL(truth ‖ base without the adapter), in nats: the adapter's effect.
+        top1_agreement: Share of tokens with the same most likely next token, 0 to 1.
+        perplexity_ratio: Perplexity of the artefact / of the truth on the same text.
+        effect_lost: kl_mean / base_kl_mean; 0 is perfect, 1 is an artefact without the adapter.
+        kl_per_token: Every KL, in prompt order, in nats (at most 4096 of them).
+        base_kl_per_token: The same for the base without the adapter.
+        thresholds: Name of a figure → the bound that it has to hold.
+        problems: One line per figure out of its bound.
+    """
+
+    prompt_set: str
+    prompts: int
+    tokens: int
+    kl_mean: float
+    kl_max: float
+    base_kl_mean: float
+    top1_agreement: float
+    perplexity_ratio: float
+    effect_lost: float
+    kl_per_token: tuple[float, ...]
+    base_kl_per_token: tuple[float, ...]
+    thresholds: dict[str, float]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TargetProof:
+    """The proof of one target of one adapter. A level that was not run says why in `skipped`."""
+
+    target: str
+    name: str
+    files: FilesCheck | None
+    weights: WeightsCheck | None
+    behaviour: BehaviourCheck | None
+    skipped: dict[str, str]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every problem of every level that was run."""
+        checks = (self.files, self.weights, self.behaviour)
+        return tuple(line for check in checks if check is not None for line in check.problems)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check that was run found a problem."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The whole proof of a bundle.
+
+    Attributes:
+        schema_version: Of this document.
+        created: UTC, ISO 8601.
+        base: What the base is called in the report, e.g. `org/name@commit`.
+        base_digest: `sha256:<hex>`, as in the manifest.
+        evidence: As in the manifest.
+        adapters: Adapter name → digest.
+        versions: Library → version, for those that took part.
+        machine: Processor, cores, memory in one line.
+        targets: One proof per target and adapter.
+    """
+
+    schema_version: int
+    created: str
+    base: str
+    base_digest: str
+    evidence: str
+    adapters: dict[str, str]
+    versions: dict[str, str]
+    machine: str
+    targets: tuple[TargetProof, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every target passed."""
+        return all(target.passed for target in self.targets)
+
+
+def proof_document(proof: Proof) -> dict[str, Any]:
+    """Returns the proof as a JSON-ready mapping, with `passed` spelled out."""
+    document = asdict(proof)
+    for raw, target in zip(document["targets"], proof.targets, strict=True):
+        raw["passed"] = target.passed
+    return {**document, "passed": proof.passed}
+
+
+def render_proof(proof: Proof) -> str:
+    """Returns `VERIFY.json`."""
+    return json.dumps(proof_document(proof), ensure_ascii=False, indent=1) + "\n"
