@@ -1,0 +1,35 @@
+"""The texts that travel with the package: `templates/` and `docker/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from packager.errors import InputError
+from packager.untrusted import read_text, resolve_inside
+
+_ROOMS = ("templates", "docker")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def read_resource(name: str) -> str:
+    """Reads a template or a container file by its name, such as `templates/card.md.j2`.
+
+    A wheel carries both folders inside the package; in a checkout they stand beside it.
+
+    Raises:
+        UnsafeInputError: The name leads outside of the folders.
+        InputError: The name is in neither folder, or there is no such file.
+    """
+    room = name.partition("/")[0]
+    if room not in _ROOMS:
+        raise InputError(
+            "no such resource",
+            where=name,
+            expected=f"a name below {' or '.join(f'{room}/' for room in _ROOMS)}",
+        )
+    return read_text(resolve_inside(_folder(room), name.partition("/")[2], where="resource name"))
+
+
+def _folder(room: str) -> Path:
+    packaged = _PACKAGE / room
+    return packaged if packaged.is_dir() else _PACKAGE.parent / room
