@@ -1,0 +1,238 @@
+"""`adapter_config.json`: parser, and the two rules of PEFT that depend on it.
+
+Source: PEFT 0.21, src/peft/tuners/lora/config.py (fields), tuners/tuners_utils.py
+(check_target_module_exists), utils/other.py (get_pattern_key), tuners/lora/layer.py (scaling).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import regex
+
+from packager.errors import AdapterError, UnsafeInputError
+
+_PATTERN_SECONDS = 1.0
+_MAX_PATTERN = 16_384
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The fields that decide what the adapter computes; `raw` keeps every field.
+
+    Attributes:
+        peft_type: Tuner, upper case, such as `LORA`.
+        task_type: Such as `CAUSAL_LM`, or None.
+        base_name: `base_model_name_or_path` as trained, or None.
+        base_revision: `revision`, or None when the trainer passed none.
+        rank: Default rank.
+        alpha: Default alpha.
+        use_rslora: Whether the scale is alpha/√rank instead of alpha/rank.
+        rank_pattern: Module pattern → rank, in order; the first match wins.
+        alpha_pattern: Module pattern → alpha, in order; the first match wins.
+        target_modules: Module name suffixes, or one regular expression, or None.
+        exclude_modules: Likewise.
+        layers_to_transform: Layer numbers, or None for all.
+        layers_pattern: Names that stand before a layer number.
+        raw: The whole document.
+    """
+
+    peft_type: str
+    task_type: str | None
+    base_name: str | None
+    base_revision: str | None
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    target_modules: tuple[str, ...] | str | None
+    exclude_modules: tuple[str, ...] | str | None
+    layers_to_transform: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    raw: Mapping[str, Any]
+
+    def rank_of(self, module: str) -> int:
+        """Returns the rank of a module: of the first matching pattern, else the default."""
+        return int(_first_match(self.rank_pattern, module, self.rank))
+
+    def alpha_of(self, module: str) -> float:
+        """Returns the alpha of a module: of the first matching pattern, else the default."""
+        return float(_first_match(self.alpha_pattern, module, self.alpha))
+
+    def scale_of(self, module: str) -> float:
+        """Returns the factor of B·A for a module. The scale rule lives here only."""
+        rank, alpha = self.rank_of(module), self.alpha_of(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def selects(self, module: str) -> bool:
+        """Tells whether PEFT adapts the module of this dotted name."""
+        if self.exclude_modules is not None and _named_by(self.exclude_modules, module):
+            return False
+        if self.target_modules is None:
+            return False
+        if not _named_by(self.target_modules, module):
+            return False
+        exact = isinstance(self.target_modules, str) or module in self.target_modules
+        return exact or self.layers_to_transform is None or self._layer_selected(module)
+
+    def _layer_selected(self, module: str) -> bool:
+        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
+        for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]:
+            found = _match(pattern, module)
+            if found is not None:
+                return int(found.group(1)) in (self.layers_to_transform or ())
+        return False
+
+
+def parse_adapter_config(raw: Mapping[str, Any], *, where: str) -> AdapterConfig:
+    """Parses `adapter_config.json`.
+
+    Fields that only other tuners need may be missing; those that LoRA needs are checked.
+
+    Args:
+        raw: The document.
+        where: Its path, for errors.
+
+    Raises:
+        AdapterError: A field is missing or has the wrong type or range.
+    """
+    read = _Reader(raw, where)
+    peft_type = read.text("peft_type")
+    if peft_type is None:
+        raise AdapterError(
+            "this is not a PEFT adapter",
+            where=where,
+            expected='"peft_type"',
+            found="no such field",
+            hint="point to the folder that PEFT's save_pretrained wrote",
+        )
+    is_lora = peft_type.upper() == "LORA"
+    return AdapterConfig(
+        peft_type=peft_type.upper(),
+        task_type=read.text("task_type"),
+        base_name=read.text("base_model_name_or_path"),
+        base_revision=read.text("revision"),
+        rank=int(read.number("r", default=None if is_lora else 0, whole=True)),
+        alpha=read.number("lora_alpha", default=None if is_lora else 0),
+        use_rslora=read.flag("use_rslora"),
+        rank_pattern={key: int(value) for key, value in read.patterns("rank_pattern", whole=True)},
+        alpha_pattern=dict(read.patterns("alpha_pattern", whole=False)),
+        target_modules=read.names("target_modules"),
+        exclude_modules=read.names("exclude_modules"),
+        layers_to_transform=read.layers(),
+        layers_pattern=_as_tuple(read.names("layers_pattern")),
+        raw=dict(raw),
+    )
+
+
+class _Reader:
+    """Typed access to a stranger's document."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self._raw = raw
+        self._where = where
+
+    def text(self, key: str) -> str | None:
+        value = self._raw.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise self._wrong(key, "text")
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        raise self._wrong(key, "true or false")
+
+    def number(self, key: str, *, default: float | None, whole: bool = False) -> float:
+        value = self._raw.get(key, default)
+        if _is_number(value, whole=whole) and (value > 0 or not whole or value == default):
+            return float(value)
+        raise self._wrong(key, "a positive whole number" if whole else "a finite number")
+
+    def patterns(self, key: str, *, whole: bool) -> list[tuple[str, float]]:
+        value = self._raw.get(key) or {}
+        if isinstance(value, dict) and all(
+            _is_number(item, whole=whole) and (item > 0 or not whole) for item in value.values()
+        ):
+            return [(pattern, float(item)) for pattern, item in value.items()]
+        raise self._wrong(key, "a mapping from module patterns to numbers")
+
+    def names(self, key: str) -> tuple[str, ...] | str | None:
+        value = self._raw.get(key)
+        if value is None or value == [] or value == "":
+            return None
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise self._wrong(key, "a list of names or one pattern")
+
+    def layers(self) -> tuple[int, ...] | None:
+        value = self._raw.get("layers_to_transform")
+        if value is None or value == []:
+            return None
+        numbers = value if isinstance(value, list) else [value]
+        if all(_is_number(item, whole=True) for item in numbers):
+            return tuple(numbers)
+        raise self._wrong("layers_to_transform", "layer numbers")
+
+    def _wrong(self, key: str, expected: str) -> AdapterError:
+        return AdapterError(
+            f"the field {key!r} is not what PEFT writes there",
+            where=self._where,
+            expected=expected,
+            found=repr(self._raw.get(key))[:120],
+            hint="save the adapter again with PEFT's save_pretrained",
+        )
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1e9 and math.isfinite(value) and (not whole or value == int(value))
+
+
+def _as_tuple(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+def _named_by(names: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(names, str):
+        return _match(names, module, whole=True) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
+    for pattern, value in patterns.items():
+        if _match(rf"(.*\.)?({pattern})$", module) is not None:
+            return value
+    return default
+
+
+def _match(pattern: str, text: str, *, whole: bool = False) -> regex.Match[str] | None:
+    if len(pattern) > _MAX_PATTERN:
+        raise _bad_pattern(pattern, f"{len(pattern)} characters")
+    try:
+        function = regex.fullmatch if whole else regex.match
+        return function(pattern, text, timeout=_PATTERN_SECONDS)
+    except TimeoutError as problem:
+        raise _bad_pattern(pattern, f"no answer within {_PATTERN_SECONDS:g} s") from problem
+    except (regex.error, RecursionError, ValueError, OverflowError) as problem:
+        raise _bad_pattern(pattern, str(problem)[:120]) from problem
+
+
+def _bad_pattern(pattern: str, found: str) -> UnsafeInputError:
+    return UnsafeInputError(
+        "a module pattern of the adapter cannot be used",
+        where=f"adapter_config.json, {pattern[:80]!r}",
+        expected="a regular expression that ends quickly",
+        found=found,
+        hint="list the module names instead of a pattern",
+    )

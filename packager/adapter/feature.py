@@ -1,0 +1,225 @@
+"""Every feature of an adapter by name, and which target can carry it.
+
+Sources: PEFT 0.21, src/peft/tuners/lora/config.py and mapping of PeftType; vLLM 0.32.0,
+vllm/lora/peft_helper.py and vllm/lora/lora_model.py (what is refused at load); Ollama 0.34.1,
+server/create.go (adapters are no longer taken, so only a merged model can be shipped).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from packager.adapter.config import AdapterConfig
+from packager.manifest import Target
+
+Status = Literal["works", "normalised", "merge-only", "not possible"]
+TARGETS: tuple[Target, ...] = ("adapter", "merged", "ollama", "vllm")
+
+VLLM_CHECKED = "vLLM 0.32.0"
+_OLLAMA_MERGES = "Ollama takes no adapters; a merged model carries it"
+
+
+@dataclass(frozen=True)
+class Support:
+    """What becomes of a feature in a target, and why."""
+
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature that this adapter uses.
+
+    Attributes:
+        name: As PEFT calls it.
+        detail: Its value in this adapter, short.
+        support: Target → what becomes of it.
+    """
+
+    name: str
+    detail: str
+    support: Mapping[Target, Support]
+
+
+Detector = Callable[[AdapterConfig], str | None]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    name: str
+    detect: Detector
+    merged: Support
+    vllm: Support
+    adapter: Support = Support("works", "PEFT loads it as trained")
+
+
+_MERGES = Support("works", "merged in float32, rounded once")
+_NOT_MERGED = Support("not possible", "this version of lorapack does not merge it")
+_SERVED = Support("works", f"served as it is ({VLLM_CHECKED})")
+_FOLDED = Support("normalised", "the scale is folded into lora_B, so no server can misread it")
+_KEEPS_BOTH = Support(
+    "normalised", "as trained, and a form with the scale folded in for loaders that ignore it"
+)
+
+
+def _refused(why: str = "refused at load") -> Support:
+    return Support("merge-only", f"{why} ({VLLM_CHECKED}); serve the merged model")
+
+
+def _flag(key: str) -> Detector:
+    return lambda config: "true" if config.raw.get(key) else None
+
+
+def _filled(key: str) -> Detector:
+    def detect(config: AdapterConfig) -> str | None:
+        value = config.raw.get(key)
+        return _short(value) if value else None
+
+    return detect
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, dict)) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _bias(config: AdapterConfig) -> str | None:
+    value = config.raw.get("bias", "none")
+    return None if value in ("none", None) else _short(value)
+
+
+_BASE_KEEPING_INITS = (True, False, "true", "false", "gaussian", "orthogonal", "eva", None)
+
+
+def _base_changing_init(config: AdapterConfig) -> str | None:
+    value = config.raw.get("init_lora_weights", True)
+    return None if value in _BASE_KEEPING_INITS else _short(value)
+
+
+def _regex_targets(config: AdapterConfig) -> str | None:
+    return _short(config.target_modules) if isinstance(config.target_modules, str) else None
+
+
+def _layers(config: AdapterConfig) -> str | None:
+    return _short(list(config.layers_to_transform)) if config.layers_to_transform else None
+
+
+_RULES: tuple[_Rule, ...] = (
+    _Rule("rslora", _flag("use_rslora"), _MERGES, _FOLDED, _KEEPS_BOTH),
+    _Rule("rank_pattern", _filled("rank_pattern"), _MERGES, _FOLDED, _KEEPS_BOTH),
+    _Rule("alpha_pattern", _filled("alpha_pattern"), _MERGES, _FOLDED, _KEEPS_BOTH),
+    _Rule("layers_to_transform", _layers, _MERGES, _SERVED),
+    _Rule("exclude_modules", _filled("exclude_modules"), _MERGES, _SERVED),
+    _Rule("regex target_modules", _regex_targets, _MERGES, _SERVED),
+    _Rule("dora", _flag("use_dora"), _NOT_MERGED, _refused()),
+    _Rule("modules_to_save", _filled("modules_to_save"), _NOT_MERGED, _refused()),
+    _Rule(
+        "trainable_token_indices",
+        _filled("trainable_token_indices"),
+        _NOT_MERGED,
+        _refused("no adapter can bring token rows"),
+    ),
+    _Rule("bias", _bias, _NOT_MERGED, _refused()),
+    _Rule("lora_bias", _flag("lora_bias"), _NOT_MERGED, _refused()),
+    _Rule("fan_in_fan_out", _flag("fan_in_fan_out"), _NOT_MERGED, _SERVED),
+    _Rule("target_parameters", _filled("target_parameters"), _NOT_MERGED, _refused()),
+    _Rule("layer_replication", _filled("layer_replication"), _NOT_MERGED, _refused()),
+    _Rule(
+        "init_lora_weights",
+        _base_changing_init,
+        Support("not possible", "this initialisation changed the base; convert the adapter first"),
+        _refused("the initialisation changed the base"),
+    ),
+    _Rule("alora", _filled("alora_invocation_tokens"), _NOT_MERGED, _refused()),
+    _Rule("qalora", _flag("use_qalora"), _NOT_MERGED, _refused()),
+    _Rule("bdlora", _filled("use_bdlora"), _NOT_MERGED, _refused()),
+    _Rule("arrow", _filled("arrow_config"), _NOT_MERGED, _refused("routing between adapters")),
+    _Rule("kasa", _filled("kasa_config"), _NOT_MERGED, _refused("not known to the server")),
+    _Rule("velora", _filled("velora_config"), _NOT_MERGED, _refused("not known to the server")),
+    _Rule("monteclora", _filled("monteclora_config"), _NOT_MERGED, _refused("not known")),
+    _Rule("megatron", _filled("megatron_config"), _NOT_MERGED, _refused("not known")),
+    _Rule("ensure_weight_tying", _flag("ensure_weight_tying"), _NOT_MERGED, _refused("not known")),
+)
+
+_NEUTRAL_FIELDS = frozenset(
+    {
+        "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+        "revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha",
+        "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save",
+        "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
+        "alpha_pattern", "megatron_config", "megatron_core", "trainable_token_indices",
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config", "use_dora",
+        "velora_config", "alora_invocation_tokens", "use_qalora", "qalora_group_size",
+        "monteclora_config", "layer_replication", "runtime_config", "lora_bias",
+        "target_parameters", "use_bdlora", "arrow_config", "kasa_config", "ensure_weight_tying",
+    }
+)  # fmt: skip
+"""Fields of `LoraConfig` that a rule above covers or that do not change the function computed."""
+
+
+def find_features(config: AdapterConfig) -> tuple[Feature, ...]:
+    """Names every feature that the configuration uses, known or not.
+
+    Returns:
+        The tuner itself first, then what departs from plain LoRA, in a fixed order.
+    """
+    if config.peft_type != "LORA":
+        return (_other_tuner(config),)
+    plain = Feature(
+        "lora",
+        f"rank {config.rank}, alpha {config.alpha:g}",
+        _support(_Rule("lora", lambda _: None, _MERGES, _SERVED)),
+    )
+    found = [plain]
+    for rule in _RULES:
+        detail = rule.detect(config)
+        if detail is not None:
+            found.append(Feature(rule.name, detail, _support(rule)))
+    return (*found, *_unknown_fields(config))
+
+
+def tensor_feature(name: str, detail: str) -> Feature:
+    """Returns a feature that only the tensors show, such as LoRA on an embedding."""
+    return Feature(name, detail, _support(_Rule(name, lambda _: None, _NOT_MERGED, _refused())))
+
+
+def _support(rule: _Rule) -> dict[Target, Support]:
+    ollama = rule.merged
+    if ollama.status == "works":
+        ollama = Support("merge-only", _OLLAMA_MERGES)
+    return {
+        "adapter": rule.adapter,
+        "merged": rule.merged,
+        "ollama": ollama,
+        "vllm": rule.vllm,
+    }
+
+
+def _other_tuner(config: AdapterConfig) -> Feature:
+    rule = _Rule(config.peft_type.lower(), lambda _: None, _NOT_MERGED, _refused("LoRA only"))
+    return Feature(rule.name, "another tuner than LoRA", _support(rule))
+
+
+def _unknown_fields(config: AdapterConfig) -> list[Feature]:
+    unknown = sorted(
+        key
+        for key, value in config.raw.items()
+        if key not in _NEUTRAL_FIELDS and value not in (None, False, [], {}, "")
+    )
+    reason = "a field that this version does not know may change what the adapter computes"
+    return [
+        Feature(
+            key,
+            _short(config.raw[key]),
+            {
+                "adapter": Support("works", "PEFT loads it as trained, if it knows the field"),
+                "merged": Support("not possible", reason),
+                "ollama": Support("not possible", reason),
+                "vllm": Support("not possible", reason),
+            },
+        )
+        for key in unknown
+    ]

@@ -1,0 +1,149 @@
+"""`REF` → the exact base: a directory with a content digest, on the Hub also a commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.base.file import is_document, is_identity_file
+from packager.base.index import INDEX_NAME, weight_file_names
+from packager.digest import OnBytes, content_digest, hash_files
+from packager.errors import BaseError
+from packager.manifest import FileEntry
+
+_REPO = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[^\s@]{1,255}))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Say = Callable[[str], None]
+"""Called with one line that a user should see."""
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """One exact version of a base on this machine.
+
+    Attributes:
+        repo: `org/name` on the Hub, or None for a directory of unknown origin.
+        commit: 40 hexadecimal digits, or None likewise.
+        directory: Where its files lie.
+        gated: Whether the Hub asks for an agreement before download.
+        license: What the Hub says its licence is, or None.
+        files: Weights, configuration and tokenizer, hashed, in path order.
+        documents: Names of licence files beside them.
+    """
+
+    repo: str | None
+    commit: str | None
+    directory: Path
+    gated: bool
+    license: str | None
+    files: tuple[FileEntry, ...]
+    documents: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` over `files`."""
+        return content_digest(self.files)
+
+    @property
+    def title(self) -> str:
+        """What to call it: `org/name@commit`, or the folder and its digest."""
+        if self.repo is not None:
+            return f"{self.repo}@{self.commit}" if self.commit else self.repo
+        return f"{self.directory.name} ({self.digest[:19]}…)"
+
+
+def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> BaseRef:
+    """Finds the exact base that `ref` names, downloading it when it is on the Hub.
+
+    Args:
+        ref: A directory, or `org/name[@revision]`.
+        say: Told what a floating revision was resolved to.
+        on_bytes: Progress of hashing.
+
+    Raises:
+        BaseError: Not found, gated, offline, or not a checkpoint.
+        BaseMismatchError: A downloaded file is not what the Hub says it is.
+    """
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return read_local_base(path, on_bytes=on_bytes)
+    match = _REPO.fullmatch(ref)
+    if match is None or ref.startswith(("/", "./", "../", "~")):
+        raise BaseError(
+            "there is no such base",
+            where=ref[:200],
+            expected="a folder, or org/name[@revision] on the Hub",
+            hint="give the base with --base",
+        )
+    return _fetch_hub_base(match["repo"], match["revision"], say=say, on_bytes=on_bytes)
+
+
+def read_local_base(directory: Path, *, on_bytes: OnBytes | None = None) -> BaseRef:
+    """Identifies a base that lies in a directory, by the content of its files.
+
+    A snapshot folder of the Hub's cache also tells its repository and commit.
+
+    Raises:
+        BaseError: The folder is not a checkpoint.
+        UnsafeInputError: The weights are pickles.
+    """
+    names = [path.relative_to(directory).as_posix() for path in _files_below(directory)]
+    weights = weight_file_names(directory)
+    identity = [name for name in names if is_identity_file(name)]
+    index = [INDEX_NAME] if INDEX_NAME in names else []
+    repo, commit = _snapshot_origin(directory)
+    return BaseRef(
+        repo=repo,
+        commit=commit,
+        directory=directory.absolute(),
+        gated=False,
+        license=None,
+        files=hash_files(directory, {*weights, *identity, *index}, on_bytes),
+        documents=tuple(name for name in names if is_document(name)),
+    )
+
+
+def _files_below(directory: Path) -> list[Path]:
+    top = [path for path in directory.iterdir() if path.is_file()]
+    return sorted([*top, *directory.glob("additional_chat_templates/*.jinja")])
+
+
+def _snapshot_origin(directory: Path) -> tuple[str | None, str | None]:
+    """Reads repository and commit from the path of a Hub cache snapshot.
+
+    Source: huggingface_hub 1.x, file_download.py, repo_folder_name and _get_pointer_path:
+    `models--org--name/snapshots/<commit>`.
+    """
+    place = directory.resolve()
+    owner = place.parent.parent.name.split("--")
+    known = (
+        place.parent.name == "snapshots"
+        and _COMMIT.fullmatch(place.name)
+        and len(owner) == 3
+        and owner[0] == "models"
+    )
+    return ("/".join(owner[1:]), place.name) if known else (None, None)
+
+
+def _fetch_hub_base(
+    repo: str, revision: str | None, *, say: Say, on_bytes: OnBytes | None
+) -> BaseRef:
+    from packager import hub  # the Hub's client is only loaded when the base is there
+
+    remote = hub.resolve_repo(repo, revision)
+    if remote.floating:
+        say(f"base {repo}@{remote.requested_revision or 'main'} is commit {remote.commit}")
+    directory = hub.fetch_files(remote, hub.wanted_base_files(remote), on_bytes)
+    local = read_local_base(directory, on_bytes=on_bytes)
+    return BaseRef(
+        repo=remote.repo,
+        commit=remote.commit,
+        directory=local.directory,
+        gated=remote.gated,
+        license=remote.license,
+        files=local.files,
+        documents=local.documents,
+    )

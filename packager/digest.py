@@ -1,0 +1,152 @@
+"""Content digests of files, computed with bounded memory and remembered by file identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from packager.errors import InputError
+from packager.manifest import FileEntry
+
+_CHUNK_BYTES = 4 << 20
+_MAX_REMEMBERED = 20_000
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes that were just hashed; for progress."""
+
+
+def hash_file(path: Path, on_bytes: OnBytes | None = None) -> str:
+    """Returns the sha256 of a file as 64 hexadecimal digits, reading 4 MiB at a time.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+                if on_bytes is not None:
+                    on_bytes(count)
+    except OSError as problem:
+        raise InputError(
+            "the file cannot be read",
+            where=str(path),
+            found=problem.strerror or "an I/O error",
+            hint="check the path and its permissions; copy or download the file again",
+        ) from problem
+    return digest.hexdigest()
+
+
+def hash_files(
+    root: Path, names: Iterable[str], on_bytes: OnBytes | None = None
+) -> tuple[FileEntry, ...]:
+    """Hashes files below a folder, two at a time, in name order.
+
+    A file whose identity (path, device, inode, size, times in nanoseconds) is remembered from
+    an earlier run is not read again.
+
+    Raises:
+        InputError: A file is missing or cannot be read.
+    """
+    ordered = sorted(names)
+    memory = _Memory()
+    with ThreadPoolExecutor(2) as pool:
+        hashes = list(pool.map(lambda name: memory.hash(root / name, on_bytes), ordered))
+    memory.save()
+    return tuple(
+        FileEntry(name, (root / name).stat().st_size, sha256)
+        for name, sha256 in zip(ordered, hashes, strict=True)
+    )
+
+
+def content_digest(entries: Iterable[FileEntry]) -> str:
+    """Returns `sha256:<hex>` over the paths, sizes and hashes of files, in path order."""
+    lines = (
+        json.dumps([entry.path, entry.size, entry.sha256], ensure_ascii=False)
+        for entry in sorted(entries, key=lambda entry: entry.path)
+    )
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def differing_files(
+    wanted: Iterable[FileEntry], found: Iterable[FileEntry]
+) -> dict[str, tuple[FileEntry | None, FileEntry | None]]:
+    """Returns path → (wanted, found) for every file that is missing, new or different."""
+    left: Mapping[str, FileEntry] = {entry.path: entry for entry in wanted}
+    right: Mapping[str, FileEntry] = {entry.path: entry for entry in found}
+    return {
+        path: (left.get(path), right.get(path))
+        for path in sorted({*left, *right})
+        if left.get(path) != right.get(path)
+    }
+
+
+def cache_directory() -> Path:
+    """Returns the folder where lorapack remembers digests, by the XDG convention."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "lorapack"
+
+
+class _Memory:
+    """Digests by file identity, kept in one JSON file; losing it only costs time."""
+
+    def __init__(self) -> None:
+        self._path = cache_directory() / "digests.json"
+        self._known: dict[str, str] = {}
+        self._changed = False
+        try:
+            raw = json.loads(self._path.read_bytes())
+            self._known = {str(key): str(value) for key, value in raw.items()}
+        except (OSError, ValueError, AttributeError):
+            self._known = {}
+
+    def hash(self, path: Path, on_bytes: OnBytes | None) -> str:
+        before = _identity(path)
+        remembered = self._known.get(before)
+        if remembered is not None:
+            if on_bytes is not None:
+                on_bytes(path.stat().st_size)
+            return remembered
+        sha256 = hash_file(path, on_bytes)
+        if _identity(path) != before:
+            raise InputError(
+                "the file changed while it was read",
+                where=str(path),
+                hint="wait until the download or copy has ended, then run again",
+            )
+        self._known[before] = sha256
+        self._changed = True
+        return sha256
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        newest = dict(list(self._known.items())[-_MAX_REMEMBERED:])
+        aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps(newest), encoding="utf-8")
+            aside.replace(self._path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise InputError(
+            "the file is missing", where=str(path), hint="download or copy the folder again"
+        ) from problem
+    fields = (
+        path.resolve(), status.st_dev, status.st_ino, status.st_size,
+        status.st_mtime_ns, status.st_ctime_ns,
+    )  # fmt: skip
+    return "|".join(map(str, fields))
