@@ -1,0 +1,1 @@
+"""Tests of packager.hub and packager.publish against the loopback Hub."""

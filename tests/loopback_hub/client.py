@@ -1,0 +1,126 @@
+"""A process with the real client in it, pointed at a loopback Hub.
+
+huggingface_hub reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is imported, so that a
+client needs a process of its own. It stays up and answers many calls.
+
+    with Client(hub, home, token="hf_…") as client:
+        remote = client.call(packager.hub.resolve_repo, "org/name")
+
+The function must be importable by name; arguments, result and exception are pickled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from tests.loopback_hub.server import LoopbackHub
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Client:
+    """One client process; what it prints lies in `output`.
+
+    Args:
+        hub: The Hub that it shall talk to.
+        home: Its HF_HOME.
+        token: Its HF_TOKEN.
+        environment: Further variables.
+    """
+
+    def __init__(
+        self,
+        hub: LoopbackHub,
+        home: Path,
+        *,
+        token: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.output = home / f"output-{os.urandom(4).hex()}.txt"
+        self._environment = {
+            **os.environ,
+            **hub.environment(home, token=token),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "default",
+            "XDG_CACHE_HOME": str(home / "cache"),
+            **(environment or {}),
+        }
+
+    def __enter__(self) -> Client:
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.loopback_hub.client"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env=self._environment,
+                cwd=ROOT,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function in the process; raises what it raises."""
+        self.start(function, *args, **kwargs)
+        assert self.process.stdout is not None
+        kind, value, text = pickle.load(self.process.stdout)
+        if kind == "raised":
+            value.add_note(text)
+            raise value
+        return value  # type: ignore[no-any-return]
+
+    def start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Sends a call without waiting for its end; for tests that kill the process."""
+        assert self.process.stdin is not None
+        name = (function.__module__, function.__qualname__)
+        pickle.dump((name, args, kwargs), self.process.stdin)
+        self.process.stdin.flush()
+
+    def printed(self) -> str:
+        """What the process has written to standard output and error so far."""
+        return self.output.read_text(encoding="utf-8")
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints, prints to the file
+    while True:
+        try:
+            (module, name), args, kwargs = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            function: Any = importlib.import_module(module)
+            for part in name.split("."):
+                function = getattr(function, part)
+            answer = ("returned", function(*args, **kwargs), "")
+        except BaseException as problem:
+            answer = ("raised", problem, traceback.format_exc())
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
