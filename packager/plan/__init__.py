@@ -1,0 +1,30 @@
+"""The plan of a release: every output tensor and file with its rule; pure values, JSON in and out."""
+
+from packager.plan.option import ReleaseOptions
+from packager.plan.release import plan_release
+from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.value import (
+    Delta,
+    PlannedFile,
+    PlannedShard,
+    PlannedTensor,
+    ReleasePlan,
+    TargetPlan,
+    parse_plan,
+    render_plan,
+)
+
+__all__ = [
+    "AdapterSource",
+    "BaseSource",
+    "Delta",
+    "PlannedFile",
+    "PlannedShard",
+    "PlannedTensor",
+    "ReleaseOptions",
+    "ReleasePlan",
+    "TargetPlan",
+    "parse_plan",
+    "plan_release",
+    "render_plan",
+]

@@ -1,0 +1,108 @@
+"""Which tensor goes into which weights file, and what stands beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from packager.base import BaseIndex
+from packager.base.file import is_chat_template, is_tokenizer_file
+from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.value import PlannedFile, PlannedShard, PlannedTensor
+
+WRITTEN_MERGED = ("config.json", "README.md")
+INDEX_NAME = "model.safetensors.index.json"
+_MARKS_OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def plan_shards(
+    tensors: Iterable[PlannedTensor], base: BaseIndex, max_bytes: int
+) -> tuple[PlannedShard, ...]:
+    """Distributes tensors over files of at most `max_bytes`.
+
+    The base's own shard boundaries are kept and only split further, so that reading and writing
+    are sequential and a file system that shares blocks can share whole runs of them. A tensor
+    larger than `max_bytes` gets a file of its own.
+
+    Source of the names: huggingface_hub 1.x, serialization/_base.py.
+    """
+    groups: list[list[PlannedTensor]] = []
+    starts: list[int] = []
+    filled, current = 0, None
+    data_starts = {file.path: file.data_start for file in base.files}
+    for tensor in tensors:
+        file = base.tensors[tensor.source].file
+        is_head = tensor.name != tensor.source
+        if not groups or filled + tensor.nbytes > max_bytes or (file != current and not is_head):
+            groups.append([])
+            starts.append(data_starts[file])
+            filled = 0
+        if not is_head:
+            current = file
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    count = len(groups)
+    return tuple(
+        PlannedShard(_shard_name(number, count), tuple(group), start)
+        for number, (group, start) in enumerate(zip(groups, starts, strict=True), 1)
+    )
+
+
+def plan_merged_files(
+    source: AdapterSource, base: BaseSource, shards: tuple[PlannedShard, ...]
+) -> tuple[PlannedFile, ...]:
+    """Plans what stands beside merged weights: configuration, tokenizer, licence, card."""
+    files = list(_tokenizer_files(source, base))
+    if "generation_config.json" in base.files:
+        files.append(PlannedFile("generation_config.json", "base", None))
+    files += [PlannedFile(name, "base", size) for name, size in sorted(base.documents.items())]
+    if len(shards) > 1:
+        files.append(PlannedFile(INDEX_NAME, "written", None))
+    files += [PlannedFile(name, "written", None) for name in WRITTEN_MERGED]
+    return tuple(files)
+
+
+def plan_adapter_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:
+    """Plans the folder of an adapter kept separate."""
+    files = [PlannedFile("adapter_model.safetensors", "adapter", source.spec.weights_bytes)]
+    files += _tokenizer_files(source, base)
+    files += [PlannedFile(name, "base", size) for name, size in sorted(base.documents.items())]
+    written = ["adapter_config.json", "base.lock.json", "README.md"]
+    if needs_folding(source):
+        written += ["normalised/adapter_model.safetensors", "normalised/adapter_config.json"]
+    return (*files, *(PlannedFile(name, "written", None) for name in written))
+
+
+def needs_folding(source: AdapterSource) -> bool:
+    """Tells whether some loaders would read another scale than PEFT does."""
+    config = source.spec.config
+    return config.use_rslora or bool(config.rank_pattern) or bool(config.alpha_pattern)
+
+
+def _tokenizer_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:
+    """The adapter's own tokenizer if it has one, whole; else the base's.
+
+    The two are not mixed file by file: a vocabulary from one and a configuration from the other
+    belong to no tokenizer. Processor files and a chat template that the adapter lacks still come
+    from the base.
+    """
+    own = {name: size for name, size in source.files.items() if is_tokenizer_file(name)}
+    theirs = {name: size for name, size in base.files.items() if is_tokenizer_file(name)}
+    if any(mark in own for mark in _MARKS_OF_TOKENIZER):
+        kept = {name: size for name, size in theirs.items() if _is_processor(name)}
+    else:
+        kept = {name: size for name, size in theirs.items() if not _overridden(name, own)}
+    files = [PlannedFile(name, "adapter", size) for name, size in own.items()]
+    files += [PlannedFile(name, "base", size) for name, size in kept.items() if name not in own]
+    return tuple(sorted(files, key=lambda file: file.path))
+
+
+def _overridden(name: str, own: dict[str, int]) -> bool:
+    return is_chat_template(name) and any(is_chat_template(other) for other in own)
+
+
+def _is_processor(name: str) -> bool:
+    return name.endswith("processor_config.json")
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"

@@ -1,0 +1,51 @@
+"""What a user may choose about a release."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from packager.errors import InputError
+from packager.manifest import Target
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+_MIN_SHARD_BYTES = 1_000_000
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """Choices of a release.
+
+    Attributes:
+        targets: Wanted targets, or None for all that the preflight allows.
+        dtype: Output type of merged weights as safetensors names it, or None to keep each.
+        max_shard_bytes: Largest weights file, header apart; a larger tensor gets its own.
+        license: `--license`, or None for the base's.
+    """
+
+    targets: tuple[Target, ...] | None = None
+    dtype: str | None = None
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    license: str | None = None
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of `5GB` (powers of 1000) or `5GiB` (powers of 1024).
+
+    Raises:
+        InputError: Not a size, or below 1 MB.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is not None:
+        unit = 1024 if match[3] else 1000
+        size = int(float(match[1]) * unit ** _POWERS[match[2].upper()])
+        if size >= _MIN_SHARD_BYTES:
+            return size
+    raise InputError(
+        "this is not a shard size",
+        where="--max-shard-size",
+        expected="such as 5GB or 500MiB, at least 1MB",
+        found=repr(text)[:40],
+    )

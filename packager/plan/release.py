@@ -1,0 +1,225 @@
+"""(adapters, base, options) → the plan of a release, or every problem at once."""
+
+from __future__ import annotations
+
+import re
+
+from packager.adapter.feature import Feature
+from packager.base import BaseIndex
+from packager.errors import (
+    AdapterError,
+    BaseError,
+    InputError,
+    LorapackError,
+    RejectedPlanError,
+    UnsupportedFeatureError,
+)
+from packager.manifest import Target
+from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
+from packager.plan.option import ReleaseOptions
+from packager.plan.rule import plan_tensors, unties_head
+from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.value import SCHEMA_VERSION, ReleasePlan, TargetPlan
+from packager.tensorfile import tensor_bytes
+
+EMITTED: tuple[Target, ...] = ("adapter", "merged")
+"""Targets that this version can write."""
+
+_NAME = re.compile(r"[^\W_](?:[\w.-]{0,94}[\w-])?")
+_DISK_BYTES_PER_SECOND = 300e6
+_HASH_BYTES_PER_SECOND = 1e9
+_LIBRARIES_BYTES = 450 << 20
+_BUFFERS_BYTES = 96 << 20
+
+
+def plan_release(
+    adapters: tuple[AdapterSource, ...], base: BaseSource, options: ReleaseOptions
+) -> ReleasePlan:
+    """Plans a release; nothing is read or written.
+
+    Raises:
+        RejectedPlanError: With every problem of every adapter and target.
+    """
+    problems = [*_check_names(adapters), *_check_base(base.index)]
+    targets: list[TargetPlan] = []
+    for source in adapters:
+        problems += _check_adapter(source, base)
+        wanted = options.targets or allowed_targets(source.spec.features)
+        for target in (target for target in EMITTED if target in wanted):
+            refused = _refused_features(source, target)
+            problems += refused
+            if target == "adapter":
+                targets.append(_plan_adapter(source, base))
+            elif not refused:
+                merged, found = _plan_merged(source, base, options)
+                problems += found
+                targets.append(merged)
+    problems += _check_emitted(options)
+    if problems:
+        raise RejectedPlanError(tuple(problems))
+    return _summarise(tuple(targets), adapters, base)
+
+
+def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
+    """Returns the targets of this version that carry every feature of an adapter."""
+    return tuple(
+        target
+        for target in EMITTED
+        if all(feature.support[target].status in ("works", "normalised") for feature in features)
+    )
+
+
+def _plan_adapter(source: AdapterSource, base: BaseSource) -> TargetPlan:
+    files = plan_adapter_files(source, base)
+    return TargetPlan("adapter", source.name, f"adapter/{source.name}", (), files)
+
+
+def _plan_merged(
+    source: AdapterSource, base: BaseSource, options: ReleaseOptions
+) -> tuple[TargetPlan, list[LorapackError]]:
+    planned, problems = plan_tensors(source, base.index, options.dtype)
+    shards = plan_shards(planned.values(), base.index, options.max_shard_bytes)
+    files = plan_merged_files(source, base, shards)
+    untied = unties_head(planned, base.index)
+    path = f"merged/{source.name}"
+    return TargetPlan("merged", source.name, path, shards, files, untied), problems
+
+
+def _check_names(adapters: tuple[AdapterSource, ...]) -> list[LorapackError]:
+    problems: list[LorapackError] = []
+    names = [source.name for source in adapters]
+    for name in dict.fromkeys(names):
+        if not _NAME.fullmatch(name):
+            problems.append(
+                InputError(
+                    "an adapter's name cannot be a folder and a repository name",
+                    where=name[:100],
+                    expected="letters, digits, '-', '_' and '.', beginning with a letter or digit",
+                    hint="name it: lorapack release NAME=ADAPTER",
+                )
+            )
+        if names.count(name) > 1:
+            problems.append(
+                InputError(
+                    "two adapters have one name",
+                    where=name,
+                    hint="name them: lorapack release a=./A b=./B",
+                )
+            )
+    return problems
+
+
+def _check_base(index: BaseIndex) -> list[LorapackError]:
+    quantised = index.config.get("quantization_config")
+    if not quantised:
+        return []
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    return [
+        BaseError(
+            "the base is quantised, and this version of lorapack does not merge into it",
+            where=str(index.directory / "config.json"),
+            expected="no quantization_config",
+            found=str(method)[:60],
+            hint="give the 16-bit original of this base with --base",
+        )
+    ]
+
+
+def _check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackError]:
+    problems: list[LorapackError] = []
+    spec = source.spec
+    named = any(feature.name != "lora" for feature in spec.features)
+    if spec.leftover and not named:
+        shown = ", ".join(repr(name) for name in spec.leftover[:3])
+        problems.append(
+            AdapterError(
+                f"{len(spec.leftover)} tensors of the adapter are left over: no rule uses them",
+                where=str(spec.directory),
+                expected="names like 'base_model.model.<module>.lora_A.weight'",
+                found=shown,
+                hint="save the adapter again with PEFT's save_pretrained",
+            )
+        )
+    rows = base.index.embedding.shape[0] if base.index.embedding is not None else None
+    count = source.token_count if source.token_count is not None else base.token_count
+    if rows is not None and count is not None and count > rows:
+        problems.append(
+            AdapterError(
+                "the tokenizer has more tokens than the embedding has rows",
+                where=str(spec.directory),
+                expected=f"at most {rows}",
+                found=str(count),
+                hint="the vocabulary was enlarged in training: save the embedding with the "
+                "adapter (modules_to_save), or release with the tokenizer of the base",
+            )
+        )
+    return problems
+
+
+def _refused_features(source: AdapterSource, target: Target) -> list[LorapackError]:
+    return [
+        UnsupportedFeatureError(
+            f"feature {feature.name!r} ({feature.detail}) cannot be carried by target {target!r}: "
+            f"{feature.support[target].reason}",
+            where=str(source.spec.directory),
+            hint="keep the adapter separate: --target adapter",
+        )
+        for feature in source.spec.features
+        if feature.support[target].status == "not possible"
+    ]
+
+
+def _check_emitted(options: ReleaseOptions) -> list[LorapackError]:
+    return [
+        UnsupportedFeatureError(
+            f"this version of lorapack does not write target {target!r}",
+            where="--target",
+            expected=" or ".join(EMITTED),
+            hint="--target merged gives a model that other tools convert",
+        )
+        for target in options.targets or ()
+        if target not in EMITTED
+    ]
+
+
+def _summarise(
+    targets: tuple[TargetPlan, ...], adapters: tuple[AdapterSource, ...], base: BaseSource
+) -> ReleasePlan:
+    merged = sum(1 for target in targets if target.target == "merged")
+    read = base.index.weights_bytes * merged + sum(item.spec.weights_bytes for item in adapters)
+    written = sum(target.nbytes for target in targets)
+    factors = [
+        tensor_bytes("F64", module.lora_a.shape) + tensor_bytes("F64", module.lora_b.shape)
+        for source in adapters
+        for module in source.spec.modules.values()
+    ]
+    truth = base.index.parameter_count * 4 + (1 << 30)
+    return ReleasePlan(
+        schema_version=SCHEMA_VERSION,
+        base=base.title,
+        base_digest=base.digest,
+        evidence=base.evidence,
+        license=base.license,
+        targets=targets,
+        notes=_notes(targets, base),
+        output_bytes=written,
+        read_bytes=read,
+        peak_memory_bytes=_LIBRARIES_BYTES + _BUFFERS_BYTES + max(factors, default=0),
+        behaviour_memory_bytes=truth,
+        seconds=round(written / _DISK_BYTES_PER_SECOND + 2 * written / _HASH_BYTES_PER_SECOND, 1),
+    )
+
+
+def _notes(targets: tuple[TargetPlan, ...], base: BaseSource) -> tuple[str, ...]:
+    notes = []
+    if base.evidence == "name-and-shape":
+        notes.append(
+            "the adapter has no base lock: that this is the base it was trained on is known by "
+            "name and shape only"
+        )
+    notes += [
+        f"{target.path}: the head is written apart from the embedding (tie_word_embeddings false)"
+        for target in targets
+        if target.unties_head
+    ]
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""Where streamed tensors go: each sink writes one format and knows nothing of adapters."""
