@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from packager.errors import BundleError, InputError
@@ -82,7 +82,18 @@ class TargetRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest. `files` lists every file of the bundle but the manifest itself."""
+    """The whole manifest.
+
+    Attributes:
+        schema_version: Of this document.
+        tool: `lorapack` and every library that took part, with its version.
+        created: UTC, ISO 8601.
+        base: The exact base.
+        adapters: Where the adapters came from.
+        targets: What was emitted.
+        files: Every file of the bundle but the manifest itself and `report/`.
+        options: Choices that the weights depend on, such as `dtype`.
+    """
 
     schema_version: int
     tool: dict[str, str]
@@ -91,6 +102,7 @@ class Manifest:
     adapters: tuple[AdapterRecord, ...]
     targets: tuple[TargetRecord, ...]
     files: tuple[FileEntry, ...]
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def render_manifest(manifest: Manifest) -> str:
@@ -128,6 +140,7 @@ def parse_manifest(text: str | bytes, *, where: str) -> Manifest:
             ),
             targets=tuple(_target(item, where) for item in raw["targets"]),
             files=_files(raw["files"], where),
+            options={str(key): str(value) for key, value in raw.get("options", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as problem:
         raise BundleError(

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,7 +21,7 @@ from packager.dtype import ITEM_BYTES, TORCH_NAMES
 from packager.errors import AdapterError, InputError
 from packager.merge import Factors, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import Delta, PlannedTensor
-from packager.tensorfile import TensorRef
+from packager.tensorfile import TensorRef, tensor_bytes
 
 CHUNK_BYTES = 8 << 20
 """Bytes of base data in a chunk; a row that is longer makes its chunk longer."""
@@ -243,14 +243,20 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def read_tensor(ref: TensorRef) -> torch.Tensor:
-    """Reads one tensor whole, in its stored dtype.
+def read_rows(ref: TensorRef, first: int, count: int) -> torch.Tensor:
+    """Reads rows of one tensor in its stored dtype; an element is a row of a vector.
+
+    Returns:
+        Shape (count, *ref.shape[1:]), or (1,) for a scalar.
 
     Raises:
         InputError: The file cannot be read or is cut short.
     """
+    shape = (count, *ref.shape[1:]) if ref.shape else (1,)
+    row_bytes = tensor_bytes(ref.dtype, shape) // count
+    part = replace(ref, offset=ref.offset + first * row_bytes, shape=shape)
     with ExitStack() as stack:
-        return _read_whole(ref, _OpenFiles(stack))
+        return _read_whole(part, _OpenFiles(stack))
 
 
 def _read_whole(ref: TensorRef, files: _OpenFiles) -> torch.Tensor:

@@ -1,0 +1,203 @@
+"""The bundle folder: written aside, locked against a second writer, shown by one rename."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from packager.errors import BundleError, OutputError
+from packager.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from packager.sinks.safetensors import output_error
+from packager.untrusted import read_bytes
+
+_MAX_MANIFEST_BYTES = 64 << 20
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+class Staging:
+    """A folder beside `out` that becomes `out` when `commit` is called.
+
+    The folder has a fixed name and is locked while it is in use, so that what a killed run left
+    behind is found and removed by the next one, and a second run on the same `out` is refused.
+
+    Args:
+        out: The folder to appear. It must not exist.
+
+    Raises:
+        OutputError: `out` exists, its parent cannot be written, or another run is at work.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.root = self.out.with_name(f".{self.out.name}.lorapack")
+        self._descriptor = -1
+
+    def __enter__(self) -> Staging:
+        check_absent(self.out)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for left in self.root.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        except OSError as problem:
+            self._unlock()
+            raise output_error(problem, self.out.parent) from problem
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self._unlock()
+
+    def commit(self) -> None:
+        """Makes the folder appear as `out`, after everything in it has reached the disk.
+
+        Raises:
+            OutputError: `out` came into being meanwhile, or the disk fails.
+        """
+        try:
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    _flush(Path(folder, name))
+                _flush(Path(folder))
+            _rename_new(self.root, self.out)
+            _flush(self.out.parent)
+        except OSError as problem:
+            if problem.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                check_absent(self.out)
+            raise output_error(problem, self.out) from problem
+        self._unlock()
+
+    def _lock(self) -> None:
+        self.root.mkdir(exist_ok=True)
+        self._descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.fstat(self._descriptor).st_ino == self.root.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            self._unlock()
+            raise OutputError(
+                "another lorapack is writing this output",
+                where=str(self.out),
+                hint="wait for it, or give another --out",
+            )
+        check_absent(self.out)
+
+    def _unlock(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def check_absent(out: Path) -> None:
+    """Refuses an output that exists.
+
+    Raises:
+        OutputError: It exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise OutputError(
+            "the output exists already",
+            where=str(out),
+            expected="a folder that does not exist yet",
+            hint="give another --out, or remove that folder",
+        )
+
+
+def check_free_space(out: Path, needed_bytes: int) -> None:
+    """Refuses to begin on a disk that cannot hold the output.
+
+    Raises:
+        OutputError: With bytes needed and free.
+    """
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise OutputError(
+            "the disk has no room for the output",
+            where=str(place),
+            expected=f"{needed_bytes:,} bytes free",
+            found=f"{free:,} bytes",
+            hint="free some space, or give an --out on another disk",
+        )
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads the manifest of a bundle.
+
+    Raises:
+        BundleError: There is none, or it is damaged.
+    """
+    path = bundle / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(
+            "this is not a bundle",
+            where=str(bundle),
+            expected=MANIFEST_NAME,
+            hint="give the folder that lorapack release wrote (its --out)",
+        )
+    return parse_manifest(read_bytes(path, max_bytes=_MAX_MANIFEST_BYTES), where=str(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a new UTF-8 file with `\\n` line ends, making its folder.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as problem:
+        raise output_error(problem, path) from problem
+
+
+def copy_new(source: Path, path: Path) -> None:
+    """Copies a file byte for byte to a new place, readable by everybody who may read ours.
+
+    Raises:
+        OutputError: It cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as incoming, path.open("xb") as outgoing:
+            shutil.copyfileobj(incoming, outgoing, 4 << 20)
+    except OSError as problem:
+        raise output_error(problem, path) from problem
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Renames, refusing a target that exists, even an empty folder.
+
+    Source: renameat2(2), Linux 3.15; where the C library lacks it, rename(2) still refuses a
+    folder that is not empty.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        source.rename(target)
+        return
+    result = function(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
+    )
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(target))
+    source.rename(target)

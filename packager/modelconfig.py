@@ -1,0 +1,45 @@
+"""`config.json` of a merged model: the base's, with what merging changed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from packager.base import BaseIndex
+from packager.dtype import MERGEABLE, TORCH_NAMES
+from packager.plan import TargetPlan
+
+
+def render_model_config(base: BaseIndex, plan: TargetPlan) -> str:
+    """Returns the text of `config.json`: dtype as stored, the head tied only if it still is.
+
+    Source: transformers 5.x, configuration_utils.py: the key is `dtype`, before 5.0
+    `torch_dtype`; both are read. A composite model keeps its language model in `text_config`.
+    """
+    config: dict[str, Any] = dict(base.config)
+    dtype = _main_dtype(plan)
+    if dtype is not None:
+        _set_dtype(config, TORCH_NAMES[dtype])
+    if plan.unties_head:
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+
+
+def _main_dtype(plan: TargetPlan) -> str | None:
+    totals: dict[str, int] = {}
+    for tensor in plan.tensors:
+        if tensor.dtype in MERGEABLE:
+            totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
+    return max(totals, key=lambda dtype: totals[dtype]) if totals else None
+
+
+def _set_dtype(config: dict[str, Any], name: str) -> None:
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    for key in keys:
+        config[key] = name
+    nested = config.get("text_config")
+    if isinstance(nested, dict):
+        found = {key: name for key in ("dtype", "torch_dtype") if key in nested}
+        config["text_config"] = {**nested, **found}

@@ -1,0 +1,301 @@
+"""Level `weights`: tensors of an artefact recomputed from base + adapter, in float64.
+
+The arithmetic is not the merge's own: the truth is made in float64 for whole row blocks, and the
+stored value may differ from it by half a unit in the last place of its dtype, plus what float32
+accumulation can lose.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from packager.base import BaseIndex
+from packager.digest import OnBytes
+from packager.dtype import MANTISSA_BITS
+from packager.errors import InputError
+from packager.merge import Factors
+from packager.plan import PlannedTensor
+from packager.stream import AdapterTensors, read_factors, read_rows, torch_dtype
+from packager.tensorfile import TensorRef
+from packager.verify.proof import TensorFigure, WeightsCheck
+
+SAMPLE_BYTES = 512 << 20
+"""How much of an artefact `release` recomputes at once after writing."""
+
+_BLOCK_ELEMENTS = 1 << 20
+_MIN_EXPONENT = {"F32": -126, "BF16": -126, "F16": -14}
+_LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an artefact is recomputed from.
+
+    Attributes:
+        base: The base.
+        adapters: Adapter tensors.
+    """
+
+    base: BaseIndex
+    adapters: AdapterTensors
+
+
+def check_weights(
+    planned: tuple[PlannedTensor, ...],
+    artefact: BaseIndex,
+    sources: Sources,
+    *,
+    sample_bytes: int | None = None,
+    on_bytes: OnBytes | None = None,
+) -> WeightsCheck:
+    """Recomputes an artefact's tensors and accounts for all of them.
+
+    Args:
+        planned: What the artefact should hold.
+        artefact: What it holds.
+        sources: Base and adapters.
+        sample_bytes: Check about so many bytes, every rule and kind of module at least once;
+            None checks everything.
+        on_bytes: Told of artefact bytes checked.
+    """
+    chosen = planned if sample_bytes is None else choose_sample(planned, sample_bytes)
+    problems = _ledger(planned, artefact, sources)
+    figures: list[TensorFigure] = []
+    for tensor in chosen:
+        stored = artefact.tensors.get(tensor.name)
+        if stored is None or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
+            continue
+        if tensor.rule == "lora":
+            figure, problem = _check_merged(tensor, stored, sources)
+            figures.append(figure)
+        else:
+            problem = _check_kept(tensor, stored, sources.base.tensors[tensor.source])
+        problems += [problem] if problem else []
+        if on_bytes is not None:
+            on_bytes(stored.nbytes)
+    return WeightsCheck(
+        checked=len(chosen),
+        total=len(planned),
+        by_rule=_count_rules(chosen, planned),
+        adapter_tensors_used=len(_used_names(planned)),
+        adapter_tensors_total=sum(len(tensors) for tensors in sources.adapters.values()),
+        figures=tuple(figures),
+        problems=tuple(problems),
+    )
+
+
+def choose_sample(
+    planned: tuple[PlannedTensor, ...], sample_bytes: int
+) -> tuple[PlannedTensor, ...]:
+    """Chooses tensors: the first of each rule and kind of module, then evenly up to a budget."""
+    total = sum(tensor.nbytes for tensor in planned)
+    if total <= sample_bytes:
+        return planned
+    first: dict[tuple[str, str], PlannedTensor] = {}
+    for tensor in planned:
+        first.setdefault((tensor.rule, _LAYER.sub(".N.", tensor.name)), tensor)
+    chosen = {tensor.name for tensor in first.values()}
+    budget = sample_bytes - sum(tensor.nbytes for tensor in first.values())
+    step = max(1, math.ceil(total / sample_bytes))
+    for tensor in planned[::step]:
+        if tensor.name not in chosen and tensor.nbytes <= budget:
+            chosen.add(tensor.name)
+            budget -= tensor.nbytes
+    return tuple(tensor for tensor in planned if tensor.name in chosen)
+
+
+def _ledger(
+    planned: tuple[PlannedTensor, ...], artefact: BaseIndex, sources: Sources
+) -> list[str]:
+    wanted = {tensor.name: tensor for tensor in planned}
+    problems = [f"{name} is missing" for name in wanted.keys() - artefact.tensors.keys()]
+    problems += [f"{name} is left over" for name in artefact.tensors.keys() - wanted.keys()]
+    for name in wanted.keys() & artefact.tensors.keys():
+        stored, tensor = artefact.tensors[name], wanted[name]
+        if (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
+            problems.append(
+                f"{name} is {stored.dtype} {stored.shape}, not {tensor.dtype} {tensor.shape}"
+            )
+    used = _used_names(planned)
+    if len(used) != len(set(used)):
+        problems.append("an adapter tensor is used twice")
+    there = {(adapter, name) for adapter, names in sources.adapters.items() for name in names}
+    problems += [f"adapter tensor {name} is not used" for _, name in there - set(used)]
+    return sorted(problems)
+
+
+def _used_names(planned: Iterable[PlannedTensor]) -> list[tuple[str, str]]:
+    return [
+        (delta.adapter, name)
+        for tensor in planned
+        for delta in tensor.deltas
+        for name in (delta.lora_a, delta.lora_b)
+    ]
+
+
+def _count_rules(
+    chosen: Iterable[PlannedTensor], planned: tuple[PlannedTensor, ...]
+) -> dict[str, tuple[int, int]]:
+    done = [tensor.rule for tensor in chosen]
+    total = [tensor.rule for tensor in planned]
+    return {rule: (done.count(rule), total.count(rule)) for rule in sorted(set(total))}
+
+
+def _check_kept(tensor: PlannedTensor, stored: TensorRef, ref: TensorRef) -> str:
+    """Byte by byte for `copy`; to half a unit in the last place for `cast`."""
+    rows, _ = _row_shape(ref.shape)
+    for first, count in _blocks(ref.shape):
+        found = read_rows(stored, first, count)
+        wanted = read_rows(ref, first, count)
+        if tensor.rule == "copy":
+            same = torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+        else:
+            truth = wanted.double()
+            error = (found.double() - truth).abs()
+            same = bool((error <= 0.5 * _unit(truth, tensor.dtype) * (1 + 1e-9)).all())
+        if not same:
+            end = min(first + count, rows)
+            return f"{tensor.name} differs from the base in rows {first} to {end - 1}"
+    return ""
+
+
+class _Sums:
+    """Running norms and the largest error of one tensor."""
+
+    def __init__(self) -> None:
+        self.base = self.delta = self.lost = 0.0
+        self.worst = 0.0
+        self.bad_rows: list[int] = []
+
+
+def _check_merged(
+    tensor: PlannedTensor, stored: TensorRef, sources: Sources
+) -> tuple[TensorFigure, str]:
+    ref = sources.base.tensors[tensor.source]
+    factors = read_factors(tensor.deltas, sources.adapters, torch.float64)
+    sums = _Sums()
+    for first, count in _blocks(ref.shape):
+        base = read_rows(ref, first, count).double()
+        found = read_rows(stored, first, count).double()
+        _compare_block(tensor, factors, first, base, found, sums)
+    figure = TensorFigure(
+        name=tensor.name,
+        rule=tensor.rule,
+        layer=_layer_of(tensor.name),
+        delta_ratio=math.sqrt(sums.delta / sums.base) if sums.base else 0.0,
+        lost_to_rounding=math.sqrt(sums.lost / sums.delta) if sums.delta else 0.0,
+        max_error_ulp=sums.worst,
+    )
+    if not sums.bad_rows:
+        return figure, ""
+    return figure, (
+        f"{tensor.name} is not base + adapter: off by up to {sums.worst:.3g} units in the last "
+        f"place, first in row {sums.bad_rows[0]}"
+    )
+
+
+def _compare_block(
+    tensor: PlannedTensor,
+    factors: tuple[Factors, ...],
+    first: int,
+    base: Tensor,
+    found: Tensor,
+    sums: _Sums,
+) -> None:
+    """Adds one block of rows, all in float64, to the sums."""
+    rows = slice(first, first + base.shape[0])
+    delta = sum((item.scale * (item.lora_b[rows] @ item.lora_a) for item in factors),
+                start=torch.zeros_like(base))
+    truth = base + delta
+    error = (found - truth).abs_()
+    unit = _unit(truth, tensor.dtype)
+    over = error > 0.5 * unit * (1 + 1e-6)
+    # NaN compares false with everything, so it is asked for by itself.
+    over |= ~torch.isfinite(found)
+    if bool(over.any()):
+        over &= ~(error <= 0.5 * unit + _accumulation(base, factors, rows, tensor.dtype))
+    sums.worst = max(sums.worst, float((error / unit).max()))
+    sums.base += float(base.square().sum())
+    sums.delta += float(delta.square().sum())
+    sums.lost += float((found - base - delta).square_().sum())
+    if bool(over.any()):
+        sums.bad_rows.append(first + int(over.any(dim=1).nonzero()[0]))
+
+
+def _accumulation(
+    base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype: str
+) -> Tensor:
+    """Bound on the error of summing in the arithmetic's dtype before the rounding.
+
+    Standard forward bound: (terms + 2) · 2^-24 · Σ|terms|, 2^-53 where float64 was used.
+    """
+    precision = 2.0**-53 if dtype == "F32" else 2.0**-24
+    magnitude = base.abs()
+    terms = 2
+    for item in factors:
+        magnitude += abs(item.scale) * (item.lora_b[rows].abs() @ item.lora_a.abs())
+        terms += item.lora_a.shape[0] + 1
+    return magnitude.mul_(terms * precision)
+
+
+def _unit(values: Tensor, dtype: str) -> Tensor:
+    """One unit in the last place of `dtype` at each value, float64."""
+    exponent = torch.frexp(values).exponent - 1
+    exponent = exponent.clamp_(min=_MIN_EXPONENT[dtype]) - MANTISSA_BITS[dtype]
+    return torch.ldexp(torch.ones_like(values), exponent)
+
+
+def _row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and elements per row; a vector is many rows of one element."""
+    rows = shape[0] if shape else 1
+    return rows, math.prod(shape[1:])
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    rows, width = _row_shape(shape)
+    if not rows or not width:
+        return
+    step = max(1, _BLOCK_ELEMENTS // width)
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def _layer_of(name: str) -> int | None:
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def check_folded(
+    original: Mapping[str, TensorRef], folded: Mapping[str, TensorRef], scales: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Checks that a normalised adapter makes the same ΔW, to one float32 rounding of lora_B.
+
+    Args:
+        original: Tensors as trained, by name.
+        folded: Tensors of the normalised form, by name.
+        scales: Name of each lora_B → the scale that was folded into it.
+    """
+    problems = []
+    for name, ref in original.items():
+        if name not in folded:
+            problems.append(f"{name} is missing in the normalised form")
+            continue
+        wanted = _whole(ref) * scales.get(name, 1.0)
+        found = _whole(folded[name])
+        padded = torch.zeros_like(found)
+        padded[: wanted.shape[0], : wanted.shape[1]] = wanted
+        if not bool(((found - padded).abs() <= 0.5 * _unit(padded, "F32")).all()):
+            problems.append(f"{name} of the normalised form is not the scaled original")
+    return tuple(problems)
+
+
+def _whole(ref: TensorRef) -> Tensor:
+    if torch_dtype(ref.dtype).is_floating_point:
+        return read_rows(ref, 0, ref.shape[0]).double()
+    raise InputError("an adapter tensor is not of a floating type", where=ref.name)
