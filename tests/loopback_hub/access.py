@@ -24,7 +24,7 @@ def caller(hub: LoopbackHub, call: Call, *, needed: bool = False) -> Token | Non
 
 
 def may_write(hub: LoopbackHub, token: Token, repo: str) -> bool:
-    namespace = repo.split("/")[0]
+    namespace = repo.partition("/")[0]
     member = hub.store.organisations.get(namespace, {}).get(token.user)
     if token.role == "fineGrained":
         scopes = (*token.scopes.get(namespace, ()), *token.scopes.get(repo, ()))
@@ -34,7 +34,7 @@ def may_write(hub: LoopbackHub, token: Token, repo: str) -> bool:
 
 
 def belongs(hub: LoopbackHub, token: Token | None, repo: str) -> bool:
-    namespace = repo.split("/")[0]
+    namespace = repo.partition("/")[0]
     if token is None:
         return False
     return token.user == namespace or token.user in hub.store.organisations.get(namespace, {})

@@ -11,16 +11,14 @@ The function must be importable by name; arguments, result and exception are pic
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
     from tests.loopback_hub.server import LoopbackHub
@@ -60,10 +58,10 @@ class Client:
             **(environment or {}),
         }
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.loopback_hub.client"],
+                [sys.executable, "-m", "tests.loopback_hub.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -101,26 +99,3 @@ class Client:
     def printed(self) -> str:
         """What the process has written to standard output and error so far."""
         return self.output.read_text(encoding="utf-8")
-
-
-def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints, prints to the file
-    while True:
-        try:
-            (module, name), args, kwargs = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            function: Any = importlib.import_module(module)
-            for part in name.split("."):
-                function = getattr(function, part)
-            answer = ("returned", function(*args, **kwargs), "")
-        except BaseException as problem:
-            answer = ("raised", problem, traceback.format_exc())
-        pickle.dump(answer, answers)
-        answers.flush()
-
-
-if __name__ == "__main__":
-    _serve()

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from tests.loopback_hub.access import caller, check_gate, find_repo, may_write
 from tests.loopback_hub.card import check_card
@@ -177,8 +178,6 @@ def _entry(name: str, file: StoredFile) -> dict[str, Any]:
 
 
 def paths_info(hub: LoopbackHub, call: Call) -> Reply:
-    from urllib.parse import parse_qs
-
     repo = find_repo(hub, call)
     commit = _commit(repo, call.params["rev"])
     wanted = parse_qs(call.body.decode()).get("paths", [])
@@ -377,8 +376,7 @@ def stored_object(hub: LoopbackHub, call: Call) -> Reply:
 def _refuse_token(call: Call) -> None:
     # The storage is another host on huggingface.co: a token that reaches it has leaked.
     if "authorization" in call.headers:
-        hub_error = "Only one auth mechanism allowed"
-        raise HttpError(400, hub_error)
+        raise HttpError(400, "Only one auth mechanism allowed")
 
 
 def _commit(repo: Repo, revision: str) -> StoredCommit:

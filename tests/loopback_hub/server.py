@@ -7,6 +7,7 @@ import threading
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from tests.loopback_hub.fault import Fault, Faults, Request
 from tests.loopback_hub.routes import ROUTES, STORAGE_ROUTES
@@ -47,7 +48,7 @@ class LoopbackHub:
     def storage_url(self) -> str:
         return self._storage.url
 
-    def __enter__(self) -> LoopbackHub:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -151,5 +152,5 @@ class LoopbackHub:
 
     def note_error(self) -> None:
         problem = sys.exc_info()[1]
-        if not isinstance(problem, (ConnectionError, ValueError)):
+        if not isinstance(problem, ConnectionError):
             self.errors.append(repr(problem))

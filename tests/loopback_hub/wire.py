@@ -88,7 +88,7 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that goes away is no error here; anything else is kept for the test."""
         self.hub.note_error()
 
@@ -99,13 +99,13 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     _read: int = 0
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keeps the test's output clean."""
 
     def do_GET(self) -> None:
         self._handle()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _handle(self) -> None:
         parts = urlsplit(self.path)
