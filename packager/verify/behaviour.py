@@ -1,0 +1,306 @@
+"""Level `behaviour`: does an artefact predict what base + adapter predict, token by token?
+
+The truth is base + adapter as PEFT runs them, in float32. It reads sixteen fixed prompts and
+writes a short greedy answer to each, so that the text is one on which the adapter shows what it
+learned. Then every model is fed this same text (teacher forcing) and gives a distribution over
+the vocabulary at each position. Compared are these distributions, never generated text: near-ties
+flip under rounding and the texts part for no reason.
+
+A merged model is reloaded from disk with its weights as stored and runs in float32 too, so the
+figures are those of the artefact alone: what merging and rounding its weights changed, and not
+what a processor that computes in bfloat16 adds for every model alike.
+
+Any artefact that gives logits or log-probabilities for the truth's token ids can be compared:
+`compare` is the seam, `check_merged` its first user.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from packager.errors import AdapterError, OutputError, ProofError
+from packager.verify.divergence import measure_divergence
+from packager.verify.judge import MERGED_BOUNDS, Bounds, judge
+from packager.verify.model import (
+    LoadedModel,
+    attach_adapter,
+    list_names,
+    load_artefact,
+    load_base,
+    load_tokenizer,
+    quiet,
+    stored_dtype,
+)
+from packager.verify.prompt import PROMPT_SET, PROMPTS, Prompt, cut_prompt, encode_prompt
+from packager.verify.proof import BehaviourCheck
+
+OnStep = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+MAX_CONTINUATION_TOKENS = 24
+_MEMORY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What base + adapter predict. A context manager: leaving it frees the stored logits.
+
+    Attributes:
+        prompt_set: Name and version of the prompts.
+        passages: Token ids of each prompt with its continuation, at least two per passage.
+        vocabulary: Width of the logits.
+        base_kl: KL(truth ‖ base without the adapter) of every compared token, in nats.
+        unexpected: Tensors of the base's files that its architecture does not use.
+    """
+
+    prompt_set: str
+    passages: tuple[tuple[int, ...], ...]
+    vocabulary: int
+    base_kl: tuple[float, ...]
+    unexpected: tuple[str, ...]
+    _store: IO[bytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._store.close()
+
+    @property
+    def tokens(self) -> int:
+        """Number of next-token distributions."""
+        return len(self.base_kl)
+
+    def read_logits(self) -> Iterator[Tensor]:
+        """Yields the truth's logits, one passage at a time.
+
+        Yields:
+            Shape (tokens of the passage − 1, vocabulary), float32: row i predicts token i + 1.
+        """
+        self._store.seek(0)
+        for ids in self.passages:
+            raw = bytearray(self._store.read((len(ids) - 1) * self.vocabulary * 4))
+            yield torch.frombuffer(raw, dtype=torch.float32).view(-1, self.vocabulary)
+
+
+def measure_truth(
+    base_dir: Path,
+    adapter_dir: Path,
+    tokenizer_dir: Path | None,
+    prompts: Sequence[Prompt] = PROMPTS,
+    *,
+    progress: OnStep | None = None,
+) -> Truth:
+    """Runs base + adapter (PEFT, float32), and the base without it, over the prompt set.
+
+    The logits are kept in memory up to 64 MiB and in an unnamed temporary file beyond; nothing
+    of it is left when the process dies.
+
+    Args:
+        base_dir: The base in safetensors. What the adapter calls its base is not looked at.
+        adapter_dir: The adapter as trained.
+        tokenizer_dir: The tokenizer, with the chat template that users will have; None feeds
+            the UTF-8 bytes of the prompts, for models without a tokenizer.
+        prompts: The prompt set.
+        progress: Told about every passage.
+
+    Raises:
+        BaseError: The base cannot be loaded.
+        AdapterError: PEFT cannot load the adapter, tensors of it are missing or left over, or
+            base + adapter predict NaN or infinity.
+        InputError: The tokenizer cannot be loaded.
+        OutputError: The temporary file cannot be written.
+    """
+    tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
+    loaded = attach_adapter(load_base(base_dir), adapter_dir)
+    report = progress or _silent
+    report("continue the prompts", 0, 1)
+    with quiet(), torch.inference_mode():
+        passages = _passages(loaded, tokenizer, prompts)
+    report("continue the prompts", 1, 1)
+    store = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
+    try:
+        with quiet(), torch.inference_mode():
+            width, base_kl = _measure(loaded.model, passages, store, report)
+    except OSError as problem:
+        store.close()
+        raise OutputError(
+            "the logits cannot be kept in a temporary file",
+            where=tempfile.gettempdir(),
+            found=problem.strerror or "an I/O error",
+            hint="make room there, or set TMPDIR to another folder",
+        ) from problem
+    except BaseException:
+        store.close()
+        raise
+    name = PROMPT_SET if tokenizer is not None else f"{PROMPT_SET} (bytes)"
+    return Truth(name, passages, width, base_kl, loaded.unexpected, store)
+
+
+def check_merged(
+    truth: Truth, merged_dir: Path, *, progress: OnStep | None = None
+) -> BehaviourCheck:
+    """Compares a merged model, reloaded from disk, with the truth.
+
+    The bounds are those of the coarsest type that its tensors are stored in (`MERGED_BOUNDS`).
+    Weights that are missing in the files, and tensors in them that neither this model nor the
+    base uses, are problems too.
+
+    Raises:
+        ProofError: The model cannot be loaded, or has another vocabulary than the truth.
+    """
+    bounds = MERGED_BOUNDS[stored_dtype(merged_dir)]
+    loaded = load_artefact(merged_dir)
+    problems = []
+    if loaded.missing:
+        problems.append(f"weights are missing in the files: {list_names(loaded.missing)}")
+    leftover = tuple(sorted(set(loaded.unexpected) - set(truth.unexpected)))
+    if leftover:
+        problems.append(f"the model does not use these tensors: {list_names(leftover)}")
+    report = progress or _silent
+    logits = _artefact_logits(loaded, truth, report)
+    return compare(truth, logits, bounds=bounds, problems=problems)
+
+
+def compare(
+    truth: Truth, artefact: Iterable[Tensor], *, bounds: Bounds, problems: Sequence[str] = ()
+) -> BehaviourCheck:
+    """Compares an artefact's predictions with the truth.
+
+    Args:
+        truth: From `measure_truth`.
+        artefact: For each passage of the truth, in order, the artefact's logits or
+            log-probabilities, shape (tokens of the passage − 1, vocabulary), float32; they are
+            normalised here in float64.
+        bounds: What the artefact's number format may change.
+        problems: Found before; they go in front.
+
+    Raises:
+        ProofError: The artefact gives other shapes than the truth.
+    """
+    kl: list[float] = []
+    agreeing = 0
+    surprise = 0.0
+    rows = zip(truth.passages, truth.read_logits(), artefact, strict=True)
+    with torch.inference_mode():
+        for ids, expected, found in rows:
+            if found.shape != expected.shape:
+                raise ProofError(
+                    "the artefact predicts over another vocabulary",
+                    expected=f"{expected.shape[1]} tokens at {expected.shape[0]} positions",
+                    found=f"{found.shape[1]} tokens at {found.shape[0]} positions",
+                    hint="vocab_size in config.json and the embedding must be those of the base",
+                )
+            divergence = measure_divergence(expected, found, ids)
+            kl += divergence.kl
+            agreeing += divergence.agreeing
+            surprise += divergence.surprise
+    return judge(
+        prompt_set=truth.prompt_set,
+        prompts=len(truth.passages),
+        kl=tuple(kl),
+        base_kl=truth.base_kl,
+        agreement=agreeing / truth.tokens,
+        surprise=surprise / truth.tokens,
+        bounds=bounds,
+        problems=tuple(problems),
+    )
+
+
+def _passages(
+    loaded: LoadedModel, tokenizer: Any | None, prompts: Sequence[Prompt]
+) -> tuple[tuple[int, ...], ...]:
+    room = min(MAX_CONTINUATION_TOKENS, loaded.max_tokens // 2)
+    starts = [
+        cut_prompt(
+            encode_prompt(prompt, tokenizer, vocabulary=loaded.vocabulary),
+            max(1, loaded.max_tokens - room),
+        )
+        for prompt in prompts
+    ]
+    ends = _continue(loaded, starts, getattr(tokenizer, "eos_token_id", None), room)
+    return tuple((*start, *end) for start, end in zip(starts, ends, strict=True))
+
+
+def _continue(
+    loaded: LoadedModel, starts: Sequence[tuple[int, ...]], eos: int | None, room: int
+) -> Iterator[tuple[int, ...]]:
+    """Yields the truth's greedy answers, the end-of-text token included.
+
+    All prompts run in one batch with padding on the left. Padding can move the choice between
+    near-ties, which is harmless: whatever text comes out, all models are then compared on it
+    one passage at a time, without padding.
+    """
+    # Without this, generate() takes repetition penalties and the like from the base's folder.
+    loaded.model.generation_config = GenerationConfig()
+    longest = max(map(len, starts))
+    pad = eos if eos is not None else 0
+    ids = torch.tensor([(pad,) * (longest - len(start)) + start for start in starts])
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in starts])
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=room, eos_token_id=eos, pad_token_id=pad
+    )
+    output = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    for row in output[:, longest:].tolist():
+        yield tuple(row[: row.index(eos) + 1] if eos in row else row)
+
+
+def _measure(
+    model: Any, passages: Sequence[tuple[int, ...]], store: IO[bytes], report: OnStep
+) -> tuple[int, tuple[float, ...]]:
+    """Writes the truth's logits to `store`; returns their width and the base's KL per token."""
+    base_kl: list[float] = []
+    width = 0
+    for number, ids in enumerate(passages):
+        report("base + adapter", number, len(passages))
+        logits = _logits(model, ids)
+        width = logits.shape[1]
+        if not bool(torch.isfinite(logits).all()):
+            raise AdapterError(
+                "base and adapter together predict NaN or infinity",
+                expected="finite logits in float32",
+                hint="the training diverged; use an earlier checkpoint",
+            )
+        store.write(logits.numpy().tobytes())
+        with model.disable_adapter():
+            base_kl += measure_divergence(logits, _logits(model, ids), ids).kl
+    report("base + adapter", len(passages), len(passages))
+    return width, tuple(base_kl)
+
+
+def _logits(model: Any, ids: tuple[int, ...]) -> Tensor:
+    output = model(input_ids=torch.tensor([ids]), use_cache=False)
+    logits: Tensor = output.logits[0, :-1].float().contiguous()
+    return logits
+
+
+def _artefact_logits(loaded: LoadedModel, truth: Truth, report: OnStep) -> Iterator[Tensor]:
+    for number, ids in enumerate(truth.passages):
+        report("merged model", number, len(truth.passages))
+        if max(ids) >= loaded.vocabulary:
+            raise ProofError(
+                "the artefact has fewer tokens than the truth",
+                expected=f"more than {max(ids)}",
+                found=f"{loaded.vocabulary} rows of the embedding",
+            )
+        with quiet(), torch.inference_mode():
+            yield _logits(loaded.model, ids)
+    report("merged model", len(truth.passages), len(truth.passages))
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """Reports nothing."""
