@@ -44,6 +44,7 @@ def gather(
     base: str | None,
     require_lock: bool = False,
     license_id: str | None = None,
+    licensed: bool = True,
     progress: Progress,
 ) -> Gathered:
     """Reads adapters and finds their base.
@@ -53,6 +54,7 @@ def gather(
         base: `--base`.
         require_lock: `--require-lock`.
         license_id: `--license`.
+        licensed: Whether the licence has to be known; without a card it need not be.
         progress: Told of hashing and of what a floating revision was resolved to.
 
     Raises:
@@ -71,7 +73,7 @@ def gather(
     ref = _one_base(specs, [ref for ref, _ in found])
     evidence: Evidence = "lock" if all(kind == "lock" for _, kind in found) else "name-and-shape"
     finding = find_license(ref.directory)
-    chosen = choose_license(finding, license_id)
+    chosen = choose_license(finding, license_id) if licensed else ""
     index = read_base(ref.directory)
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     return Gathered(sources, _base_source(ref, index, evidence, chosen, finding), ref, finding)
@@ -89,8 +91,9 @@ def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:
         for file in sorted(_names(spec.directory))
         if is_tokenizer_file(file)
     }
-    return AdapterSource(name or default_name(spec.directory), spec, files,
-                         count_tokens(spec.directory))
+    return AdapterSource(
+        name or default_name(spec.directory), spec, files, count_tokens(spec.directory)
+    )
 
 
 def default_name(directory: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -65,11 +65,16 @@ AdapterTensors = Mapping[str, Mapping[str, TensorRef]]
 """Adapter name → tensor name → where it lies."""
 
 
+def adapter_tensors(adapters: Mapping[str, Iterable[TensorRef]]) -> AdapterTensors:
+    """Indexes the tensors of adapters, which are given by name."""
+    return {name: {ref.name: ref for ref in refs} for name, refs in adapters.items()}
+
+
 def stream_tensors(
     tensors: tuple[PlannedTensor, ...],
     base: Mapping[str, TensorRef],
     adapters: AdapterTensors,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Yields every planned tensor in order, in chunks.
 
     Args:
@@ -105,8 +110,12 @@ def stream_tensors(
                 future.cancel()
 
 
-def read_factors(deltas: tuple[Delta, ...], adapters: AdapterTensors, dtype: torch.dtype,
-                 files: _OpenFiles | None = None) -> tuple[Factors, ...]:
+def read_factors(
+    deltas: tuple[Delta, ...],
+    adapters: AdapterTensors,
+    dtype: torch.dtype,
+    files: _OpenFiles | None = None,
+) -> tuple[Factors, ...]:
     """Reads the factors of a tensor's updates into memory.
 
     Raises:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from packager.dtype import ITEM_BYTES
 from packager.errors import InputError, UnsafeInputError
@@ -203,13 +203,13 @@ def _entry(name: str, raw: Any, where: str) -> tuple[int, int, str, str, tuple[i
         raise _damaged(where, f"a known dtype for {name!r}", repr(dtype)[:40])
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise _damaged(where, f"whole numbers for {name!r}", f"{shape!r:.80} at {offsets!r:.80}")
-    begin, end = offsets
-    if end - begin != tensor_bytes(dtype, tuple(shape)):
-        raise _damaged(where, f"{tensor_bytes(dtype, tuple(shape))} bytes", f"{end - begin}")
+    (begin, end), size = offsets, tensor_bytes(dtype, tuple(shape))
+    if end - begin != size:
+        raise _damaged(where, f"{size} bytes", f"{end - begin} for {name!r}")
     return begin, end, name, dtype, tuple(shape)
 
 
-def _whole_numbers(raw: Any) -> bool:
+def _whole_numbers(raw: Any) -> TypeGuard[list[int]]:
     return (
         isinstance(raw, list)
         and len(raw) <= 16

@@ -164,7 +164,7 @@ class _Reader:
 
     def names(self, key: str) -> tuple[str, ...] | str | None:
         value = self._raw.get(key)
-        if value is None or value == [] or value == "":
+        if value is None or value in ([], ""):
             return None
         if isinstance(value, str):
             return value

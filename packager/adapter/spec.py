@@ -179,9 +179,7 @@ def _sort_tensors(
     return modules, tuple(leftover)
 
 
-def _module(
-    name: str, pair: dict[str, TensorRef], config: AdapterConfig, where: str
-) -> LoraModule:
+def _module(name: str, pair: dict[str, TensorRef], config: AdapterConfig, where: str) -> LoraModule:
     missing = [f"lora_{part}" for part in "AB" if part not in pair]
     if missing:
         raise AdapterError(

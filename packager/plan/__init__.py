@@ -1,4 +1,4 @@
-"""The plan of a release: every output tensor and file with its rule; pure values, JSON in and out."""
+"""The plan of a release: every output tensor and file with its rule; pure, JSON in and out."""
 
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release

@@ -91,9 +91,7 @@ def _match_modules(
     return targets, problems
 
 
-def _check_fit(
-    source: AdapterSource, module: LoraModule, ref: TensorRef
-) -> LorapackError | None:
+def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> LorapackError | None:
     if ref.dtype not in MERGEABLE:
         return BaseError(
             f"base tensor {ref.name!r} is of a type that nothing can be merged into",
@@ -114,9 +112,7 @@ def _check_fit(
     )
 
 
-def _unknown_modules(
-    source: AdapterSource, base: BaseIndex, unknown: list[str]
-) -> AdapterError:
+def _unknown_modules(source: AdapterSource, base: BaseIndex, unknown: list[str]) -> AdapterError:
     total = len(source.spec.modules)
     like = next((name for name in base.tensors if name.endswith("proj.weight")), None)
     like = like or next(iter(base.tensors), "nothing")

@@ -13,7 +13,6 @@ from pathlib import Path
 from packager.errors import OutputError
 from packager.manifest import FileEntry
 from packager.plan import PlannedShard, PlannedTensor
-from packager.plan.layout import INDEX_NAME
 from packager.stream import Chunk
 from packager.tensorfile import render_header
 
@@ -30,12 +29,10 @@ class SafetensorsSink:
 
     Args:
         folder: An existing folder, empty of the shards' names.
-        prefix: Path of the folder in the bundle, for the entries returned.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._prefix = prefix
         self._shards: Iterator[PlannedShard] = iter(())
         self._planned: tuple[PlannedShard, ...] = ()
         self._file: _ShardFile | None = None
@@ -59,7 +56,7 @@ class SafetensorsSink:
             self._file.add(chunk)
 
     def finish(self) -> tuple[FileEntry, ...]:
-        """Flushes everything to the disk and returns what was written, hashed.
+        """Flushes everything to the disk; returns what was written, relative to the folder.
 
         Raises:
             OutputError: The disk is full or cannot be written.
@@ -79,7 +76,7 @@ class SafetensorsSink:
 
     def _next_file(self) -> None:
         if self._file is not None:
-            self._entries.append(self._file.finish(self._prefix))
+            self._entries.append(self._file.finish())
             self._file = None
         shard = next(self._shards, None)
         if shard is not None:
@@ -93,9 +90,7 @@ class _ShardFile:
         self._shard = shard
         self._flusher = flusher
         self._flushes: list[Future[None]] = []
-        self._descriptor = os.open(
-            folder / shard.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
-        )
+        self._descriptor = os.open(folder / shard.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._hash = hashlib.sha256()
         header = render_header(
             ((tensor.name, tensor.dtype, tensor.shape) for tensor in shard.tensors),
@@ -120,13 +115,13 @@ class _ShardFile:
         if self._position - self._flushed >= _FLUSH_BYTES:
             self._flush()
 
-    def finish(self, prefix: str) -> FileEntry:
+    def finish(self) -> FileEntry:
         self._flush()
         for flush in self._flushes:
             flush.result()
         os.close(self._descriptor)
         self._descriptor = -1
-        return FileEntry(f"{prefix}/{self._shard.path}", self._end, self._hash.hexdigest())
+        return FileEntry(self._shard.path, self._end, self._hash.hexdigest())
 
     def close(self) -> None:
         for flush in self._flushes:
@@ -222,6 +217,3 @@ def _elements(tensor: PlannedTensor) -> int:
     for size in tensor.shape:
         count *= size
     return count
-
-
-__all__ = ["INDEX_NAME", "SafetensorsSink", "output_error", "render_index"]

@@ -45,9 +45,7 @@ def list_files(bundle: Path) -> set[str]:
     for folder, directories, names in os.walk(bundle):
         links = [name for name in directories if Path(folder, name).is_symlink()]
         paths |= {Path(folder, name).relative_to(bundle).as_posix() for name in names + links}
-    return {
-        path for path in paths if path != MANIFEST_NAME and path.split("/")[0] != REPORT_FOLDER
-    }
+    return {path for path in paths if path != MANIFEST_NAME and path.split("/")[0] != REPORT_FOLDER}
 
 
 def _check_file(bundle: Path, entry: FileEntry, on_bytes: OnBytes | None) -> str:

@@ -110,9 +110,7 @@ def choose_sample(
     return tuple(tensor for tensor in planned if tensor.name in chosen)
 
 
-def _ledger(
-    planned: tuple[PlannedTensor, ...], artefact: BaseIndex, sources: Sources
-) -> list[str]:
+def _ledger(planned: tuple[PlannedTensor, ...], artefact: BaseIndex, sources: Sources) -> list[str]:
     wanted = {tensor.name: tensor for tensor in planned}
     problems = [f"{name} is missing" for name in wanted.keys() - artefact.tensors.keys()]
     problems += [f"{name} is left over" for name in artefact.tensors.keys() - wanted.keys()]
@@ -210,8 +208,10 @@ def _compare_block(
 ) -> None:
     """Adds one block of rows, all in float64, to the sums."""
     rows = slice(first, first + base.shape[0])
-    delta = sum((item.scale * (item.lora_b[rows] @ item.lora_a) for item in factors),
-                start=torch.zeros_like(base))
+    delta = sum(
+        (item.scale * (item.lora_b[rows] @ item.lora_a) for item in factors),
+        start=torch.zeros_like(base),
+    )
     truth = base + delta
     error = (found - truth).abs_()
     unit = _unit(truth, tensor.dtype)
@@ -228,9 +228,7 @@ def _compare_block(
         sums.bad_rows.append(first + int(over.any(dim=1).nonzero()[0]))
 
 
-def _accumulation(
-    base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype: str
-) -> Tensor:
+def _accumulation(base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype: str) -> Tensor:
     """Bound on the error of summing in the arithmetic's dtype before the rounding.
 
     Standard forward bound: (terms + 2) · 2^-24 · Σ|terms|, 2^-53 where float64 was used.

@@ -1,0 +1,144 @@
+"""What a card says of one target, collected from the plan, the sources and the proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from packager.adapter import AdapterSpec
+from packager.card import AdapterFacts, BaseFacts, CardFacts, CardTarget, LicenseFacts
+from packager.dtype import TORCH_NAMES
+from packager.errors import InputError
+from packager.frontmatter import parse_front_matter, text_values
+from packager.gather import Gathered
+from packager.manifest import FileEntry
+from packager.obligation import name_prefix, obligations
+from packager.plan import AdapterSource, TargetPlan
+from packager.untrusted import read_json_object, read_text
+from packager.verify.check import adapter_digest
+from packager.verify.proof import Proof, TargetProof
+
+_TARGETS: dict[str, CardTarget] = {"adapter": "adapter", "merged": "merged"}
+
+
+def card_facts(
+    folder: Path,
+    target: TargetPlan,
+    gathered: Gathered,
+    entries: list[FileEntry],
+    proofs: tuple[TargetProof, Proof],
+) -> CardFacts:
+    """Collects the facts of one target's card.
+
+    Args:
+        folder: Of the target, with everything but the card.
+        target: Its plan.
+        gathered: The sources.
+        entries: Files of the bundle written so far.
+        proofs: Of this target, and the whole.
+    """
+    source = next(item for item in gathered.adapters if item.name == target.name)
+    spec, index, base = source.spec, gathered.base.index, gathered.base
+    merged = target.target == "merged"
+    dtypes = [tensor.dtype for tensor in target.tensors] if merged else list(spec.dtypes)
+    weights = sum(shard.nbytes for shard in target.shards) if merged else spec.weights_bytes
+    metadata = _own_card(spec)
+    return CardFacts(
+        name=target.name,
+        target=_TARGETS[target.target],
+        base=_base_facts(gathered),
+        license=_license_facts(gathered),
+        adapter=_adapter_facts(source),
+        task_type=spec.config.task_type,
+        parameter_count=index.parameter_count + (0 if merged else spec.parameter_count),
+        dtype=TORCH_NAMES[max(set(dtypes), key=dtypes.count)],
+        total_bytes=weights,
+        load_bytes=weights if merged else index.weights_bytes + weights,
+        vocabulary_size=index.embedding.shape[0] if index.embedding is not None else 0,
+        has_tokenizer=(folder / "tokenizer_config.json").exists(),
+        has_chat_template=_has_chat_template(folder),
+        keeps_dtype=not any(tensor.rule == "cast" for tensor in target.tensors),
+        languages=text_values(metadata, "language"),
+        datasets=text_values(metadata, "datasets"),
+        tags=text_values(metadata, "tags"),
+        proof=proofs[0],
+        digests={
+            entry.path.removeprefix(f"{target.path}/"): entry.sha256
+            for entry in entries
+            if entry.path.startswith(f"{target.path}/") and entry.path.endswith(".safetensors")
+        },
+        versions=proofs[1].versions,
+        limitations=_limitations(base.evidence),
+    )
+
+
+def _base_facts(gathered: Gathered) -> BaseFacts:
+    ref = gathered.ref
+    return BaseFacts(
+        repo=ref.repo,
+        commit=ref.commit,
+        digest=ref.digest,
+        evidence=gathered.base.evidence,
+        architecture=gathered.base.index.architecture,
+        gated=ref.gated,
+    )
+
+
+def _license_facts(gathered: Gathered) -> LicenseFacts:
+    chosen, finding = gathered.base.license, gathered.finding
+    return LicenseFacts(
+        id=chosen,
+        name=finding.name,
+        link=finding.link,
+        documents=finding.documents,
+        duties=obligations(chosen),
+        name_prefix=name_prefix(chosen),
+    )
+
+
+def _adapter_facts(source: AdapterSource) -> AdapterFacts:
+    spec = source.spec
+    modules = spec.modules.values()
+    refusals = [
+        feature.support["vllm"].reason
+        for feature in spec.features
+        if feature.support["vllm"].status not in ("works", "normalised")
+    ]
+    return AdapterFacts(
+        peft_type=spec.config.peft_type,
+        ranks=spec.ranks,
+        alphas=tuple(sorted({module.alpha for module in modules})),
+        scales=tuple(sorted({module.scale for module in modules})),
+        target_modules=tuple(sorted({name.rpartition(".")[2] for name in spec.modules})),
+        trained_parameters=spec.parameter_count,
+        digest=adapter_digest(source),
+        features=tuple(feature.name for feature in spec.features if feature.name != "lora"),
+        vllm_refusal=refusals[0] if refusals else None,
+    )
+
+
+def _own_card(spec: AdapterSpec) -> dict[str, Any]:
+    """The front matter of the adapter's own card; one that cannot be read counts as silent."""
+    path = spec.directory / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        return parse_front_matter(read_text(path), where=str(path))
+    except InputError:
+        return {}
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(read_json_object(path).get("chat_template"))
+
+
+def _limitations(evidence: str) -> tuple[str, ...]:
+    if evidence == "lock":
+        return ()
+    return (
+        "The adapter carried no lock of its base, so that this is the base it was trained on is "
+        "known by tensor names and shapes only.",
+    )

@@ -1,0 +1,34 @@
+"""`lorapack lock`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from packager.cli.option import DIRECTORY, json_option, print_json
+from packager.cli.progress import TerminalProgress
+from packager.lock import LOCK_NAME
+
+
+@click.command("lock")
+@click.argument("adapter", type=DIRECTORY)
+@click.option(
+    "--base",
+    required=True,
+    metavar="REF",
+    help="The base trained on: a folder, or org/name[@revision] on the Hub.",
+)
+@json_option
+def command(adapter: Path, base: str, as_json: bool) -> None:
+    """Write base.lock.json into ADAPTER: which base, which commit, sha256 of every file."""
+    from packager.stamp import stamp_lock
+
+    with TerminalProgress() as progress:
+        lock = stamp_lock(adapter, base, progress)
+    if as_json:
+        print_json(asdict(lock))
+    else:
+        name = f"{lock.repo}@{lock.commit}" if lock.repo else lock.digest
+        click.echo(f"locked {adapter / LOCK_NAME} to {name}, {len(lock.files)} files")

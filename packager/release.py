@@ -1,0 +1,264 @@
+"""A release from end to end: gather, plan, stream, write, prove, show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from packager import __version__
+from packager.bundle import Staging, check_absent, check_free_space, write_text
+from packager.digest import content_digest
+from packager.errors import ProofError
+from packager.gather import Gathered, gather
+from packager.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    AdapterRecord,
+    BaseRecord,
+    FileEntry,
+    Manifest,
+    TargetRecord,
+    render_manifest,
+)
+from packager.plan import ReleaseOptions, ReleasePlan, TargetPlan, plan_release
+from packager.progress import Progress
+from packager.verify.proof import Level, Proof, render_proof
+
+_REPORT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ReleaseRequest:
+    """What a user asks for.
+
+    Attributes:
+        adapters: (name or None, folder) of each adapter.
+        out: The bundle to appear.
+        base: `--base`, or None.
+        require_lock: Refuse an adapter without a lock.
+        options: What the plan depends on.
+        behaviour: Whether to prove behaviour where memory allows.
+    """
+
+    adapters: tuple[tuple[str | None, Path], ...]
+    out: Path
+    base: str | None = None
+    require_lock: bool = False
+    options: ReleaseOptions = field(default_factory=ReleaseOptions)
+    behaviour: bool = True
+
+
+@dataclass(frozen=True)
+class Release:
+    """What came of it."""
+
+    bundle: Path
+    plan: ReleasePlan
+    manifest: Manifest
+    proof: Proof
+
+
+def plan_request(request: ReleaseRequest, progress: Progress) -> tuple[Gathered, ReleasePlan]:
+    """Gathers and plans; the disk is only read.
+
+    Raises:
+        RejectedPlanError: With every problem found.
+        LorapackError: A source cannot be read.
+    """
+    gathered = gather(
+        request.adapters,
+        base=request.base,
+        require_lock=request.require_lock,
+        license_id=request.options.license,
+        progress=progress,
+    )
+    return gathered, plan_release(gathered.adapters, gathered.base, request.options)
+
+
+def release(request: ReleaseRequest, progress: Progress) -> Release:
+    """Makes a bundle, proves it, and shows it by one rename.
+
+    Raises:
+        RejectedPlanError: The plan has problems; nothing was written.
+        OutputError: `out` exists or cannot be written.
+        ProofError: An artefact does not behave like base + adapter; nothing is left.
+    """
+    check_absent(request.out)
+    gathered, plan = plan_request(request, progress)
+    for note in plan.notes:
+        progress.say(f"note: {note}")
+    check_free_space(request.out, plan.output_bytes + _REPORT_BYTES)
+    with Staging(request.out) as staging:
+        entries = [
+            entry
+            for target in plan.targets
+            for entry in _write_folder(staging.root, target, gathered, progress)
+        ]
+        proof = _prove(staging.root, tuple(entries), plan, gathered, request, progress)
+        entries += _write_cards(staging.root, plan, gathered, entries, proof)
+        _write_report(staging.root, proof)
+        manifest = _make_manifest(plan, gathered, entries, request.options)
+        write_text(staging.root / MANIFEST_NAME, render_manifest(manifest))
+        staging.commit()
+    return Release(staging.out, plan, manifest, proof)
+
+
+def merge_to_folder(
+    base: str, adapter: Path, out: Path, max_shard_bytes: int, progress: Progress
+) -> tuple[FileEntry, ...]:
+    """Merges one adapter into one model folder: no bundle, no proof, no card.
+
+    Args:
+        base: A folder, or `org/name[@revision]`.
+        adapter: The adapter's folder.
+        out: The folder to appear.
+        max_shard_bytes: Largest weights file.
+        progress: Told of bytes.
+
+    Returns:
+        Every file written, hashed.
+
+    Raises:
+        RejectedPlanError: The plan has problems; nothing was written.
+        OutputError: `out` exists or cannot be written.
+    """
+    from packager.emit import write_target
+
+    check_absent(out)
+    gathered = gather(((None, adapter),), base=base, licensed=False, progress=progress)
+    options = ReleaseOptions(targets=("merged",), max_shard_bytes=max_shard_bytes)
+    plan = plan_release(gathered.adapters, gathered.base, options)
+    for note in plan.notes:
+        progress.say(f"note: {note}")
+    check_free_space(out, plan.output_bytes)
+    with Staging(out) as staging:
+        entries = tuple(write_target(staging.root, plan.targets[0], gathered, progress))
+        staging.commit()
+    return entries
+
+
+def _write_folder(
+    root: Path, target: TargetPlan, gathered: Gathered, progress: Progress
+) -> Iterator[FileEntry]:
+    from packager.emit import write_target
+
+    folder = root / target.path
+    folder.mkdir(parents=True)
+    for entry in write_target(folder, target, gathered, progress):
+        yield replace(entry, path=f"{target.path}/{entry.path}")
+
+
+def _prove(
+    root: Path,
+    entries: tuple[FileEntry, ...],
+    plan: ReleasePlan,
+    gathered: Gathered,
+    request: ReleaseRequest,
+    progress: Progress,
+) -> Proof:
+    from packager.verify.check import ProofRequest, prove
+    from packager.verify.weights import SAMPLE_BYTES
+
+    levels: tuple[Level, ...] = ("files", "weights")
+    if request.behaviour:
+        levels = (*levels, "behaviour")
+    proof = prove(
+        ProofRequest(
+            bundle=root,
+            entries=entries,
+            plan=plan,
+            gathered=gathered,
+            levels=levels,
+            sample_bytes=SAMPLE_BYTES,
+            why_not={} if request.behaviour else {"behaviour": "--no-behaviour was given"},
+        ),
+        progress,
+    )
+    for target in proof.targets:
+        for level, reason in target.skipped.items():
+            progress.say(f"note: {target.target}/{target.name}: {level} not checked: {reason}")
+    require_passed(proof)
+    return proof
+
+
+def require_passed(proof: Proof) -> None:
+    """Refuses a proof with problems.
+
+    Raises:
+        ProofError: With the problems.
+    """
+    for target in proof.targets:
+        if target.problems:
+            raise ProofError(
+                f"{target.target}/{target.name} does not behave like base + adapter",
+                where=f"{target.target}/{target.name}",
+                expected="every check to hold",
+                found="; ".join(target.problems[:8]),
+                hint="run again; if it stays, report it with the output of lorapack plan --json",
+            )
+
+
+def _write_cards(
+    root: Path,
+    plan: ReleasePlan,
+    gathered: Gathered,
+    entries: list[FileEntry],
+    proof: Proof,
+) -> list[FileEntry]:
+    from packager.card import render_card
+    from packager.cardfacts import card_facts
+    from packager.emit import CARD_NAME, file_entry
+
+    cards = []
+    for target, target_proof in zip(plan.targets, proof.targets, strict=True):
+        proofs = (target_proof, proof)
+        facts = card_facts(root / target.path, target, gathered, entries, proofs)
+        write_text(root / target.path / CARD_NAME, render_card(facts))
+        cards.append(file_entry(root, f"{target.path}/{CARD_NAME}"))
+    return cards
+
+
+def _write_report(root: Path, proof: Proof) -> None:
+    from packager.verify.report import render_report
+
+    write_text(root / "report" / "VERIFY.json", render_proof(proof))
+    write_text(root / "report" / "report.html", render_report(proof))
+
+
+def _make_manifest(
+    plan: ReleasePlan, gathered: Gathered, entries: list[FileEntry], options: ReleaseOptions
+) -> Manifest:
+    from packager.verify.check import adapter_entries, library_versions
+
+    ref, base = gathered.ref, gathered.base
+    adapters = []
+    for source in gathered.adapters:
+        files = adapter_entries(source)
+        adapters.append(
+            AdapterRecord(
+                source.name, str(source.spec.directory.absolute()), content_digest(files), files
+            )
+        )
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool={**library_versions(), "lorapack": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base=BaseRecord(
+            repo=ref.repo,
+            commit=ref.commit,
+            directory=str(ref.directory),
+            digest=ref.digest,
+            evidence=base.evidence,
+            license=base.license,
+            license_source="--license" if options.license else gathered.finding.source,
+            gated=ref.gated,
+            architecture=base.index.architecture,
+            files=ref.files,
+        ),
+        adapters=tuple(adapters),
+        targets=tuple(TargetRecord(item.target, item.name, item.path) for item in plan.targets),
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        options={"dtype": options.dtype} if options.dtype else {},
+    )

@@ -1,0 +1,35 @@
+"""Stamping an adapter with the lock of its base, after a look whether it fits that base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from packager.adapter import read_adapter
+from packager.base import read_base, resolve_base
+from packager.errors import RejectedPlanError
+from packager.gather import gather_adapter
+from packager.lock import BaseLock, write_lock
+from packager.plan.rule import plan_tensors
+from packager.progress import Progress
+
+
+def stamp_lock(adapter: Path, base: str, progress: Progress) -> BaseLock:
+    """Writes `base.lock.json` into an adapter's folder.
+
+    Args:
+        adapter: The adapter's folder.
+        base: A folder, or `org/name[@revision]`.
+        progress: Told of hashing.
+
+    Raises:
+        RejectedPlanError: The adapter does not fit this base.
+        BaseError: The base cannot be found.
+        OutputError: The folder cannot be written.
+    """
+    spec = read_adapter(adapter)
+    progress.stage("identify the base")
+    ref = resolve_base(base, say=progress.say, on_bytes=progress.advance)
+    _, problems = plan_tensors(gather_adapter(spec, None), read_base(ref.directory), None)
+    if problems:
+        raise RejectedPlanError(tuple(problems))
+    return write_lock(adapter, ref)

@@ -1,0 +1,127 @@
+"""Verifying a finished bundle: its sources are found again, checked by content, and compared."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from packager.bundle import read_manifest
+from packager.digest import differing_files, hash_files
+from packager.errors import BaseMismatchError, BundleError
+from packager.gather import Gathered, gather
+from packager.manifest import AdapterRecord, BaseRecord, Manifest, Target
+from packager.plan import ReleaseOptions, plan_release
+from packager.progress import Progress
+from packager.sinks.safetensors import output_error
+from packager.verify.check import (
+    ADAPTER_WEIGHTS,
+    ProofRequest,
+    describe_machine,
+    library_versions,
+    prove,
+)
+from packager.verify.files import check_files
+from packager.verify.proof import LEVELS, SCHEMA_VERSION, Level, Proof, TargetProof, render_proof
+
+
+def verify_bundle(bundle: Path, *, level: Level, base: str | None, progress: Progress) -> Proof:
+    """Checks a bundle up to a level; the bundle is only read.
+
+    Args:
+        bundle: Its folder.
+        level: The last level to run.
+        base: Where the base is, if not where the manifest says.
+        progress: Told of stages and bytes.
+
+    Raises:
+        BundleError: No bundle, or its adapter is nowhere to be found.
+        BaseError: The base cannot be had.
+        BaseMismatchError: The base is not the one that the bundle was made from.
+    """
+    manifest = read_manifest(bundle)
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    if level == "files":
+        return _verify_files(bundle, manifest, progress)
+    gathered = _gather_again(bundle, manifest, base, progress)
+    targets = tuple(t for t in get_args(Target) if t in {r.target for r in manifest.targets})
+    options = ReleaseOptions(targets=targets, dtype=manifest.options.get("dtype"))
+    plan = plan_release(gathered.adapters, gathered.base, options)
+    return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
+
+
+def write_report(folder: Path, proof: Proof) -> None:
+    """Writes `VERIFY.json` and `report.html` into a folder, replacing older ones.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    from packager.verify.report import render_report
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "VERIFY.json").write_text(render_proof(proof), encoding="utf-8")
+        (folder / "report.html").write_text(render_report(proof), encoding="utf-8")
+    except OSError as problem:
+        raise output_error(problem, folder) from problem
+
+
+def _verify_files(bundle: Path, manifest: Manifest, progress: Progress) -> Proof:
+    progress.stage("check files", sum(entry.size for entry in manifest.files))
+    files = check_files(bundle, manifest.files, progress.advance)
+    skipped = dict.fromkeys(("weights", "behaviour"), "not asked for")
+    record = manifest.base
+    return Proof(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base=f"{record.repo}@{record.commit}" if record.repo else Path(record.directory).name,
+        base_digest=record.digest,
+        evidence=record.evidence,
+        adapters={item.name: item.digest for item in manifest.adapters},
+        versions=library_versions(),
+        machine=describe_machine(),
+        targets=tuple(
+            TargetProof(item.target, item.name, files, None, None, skipped)
+            for item in manifest.targets
+        ),
+    )
+
+
+def _gather_again(
+    bundle: Path, manifest: Manifest, base: str | None, progress: Progress
+) -> Gathered:
+    folders = tuple((item.name, _find_adapter(bundle, item)) for item in manifest.adapters)
+    gathered = gather(
+        folders, base=base or _base_of(manifest.base), licensed=False, progress=progress
+    )
+    differing = differing_files(manifest.base.files, gathered.ref.files)
+    if differing:
+        raise BaseMismatchError(
+            f"{len(differing)} files of the base differ from those that the bundle was made from",
+            where=str(gathered.ref.directory),
+            expected=manifest.base.digest,
+            found=", ".join(list(differing)[:5]),
+            hint="give the base that it was made from with --base",
+        )
+    return gathered
+
+
+def _base_of(record: BaseRecord) -> str:
+    if record.repo and record.commit and not Path(record.directory).is_dir():
+        return f"{record.repo}@{record.commit}"
+    return record.directory
+
+
+def _find_adapter(bundle: Path, record: AdapterRecord) -> Path:
+    """The folder released from, if it still has the same weights; else the bundle's own copy."""
+    wanted = {entry.path: entry for entry in record.files}.get(ADAPTER_WEIGHTS)
+    for folder in (Path(record.directory), bundle / "adapter" / record.name):
+        there = wanted is not None and (folder / ADAPTER_WEIGHTS).is_file()
+        if there and hash_files(folder, [ADAPTER_WEIGHTS]) == (wanted,):
+            return folder
+    raise BundleError(
+        f"adapter {record.name!r} is not where the bundle was made from",
+        where=record.directory,
+        expected=record.digest,
+        hint="put it back there, or release with --target adapter too, so that the bundle keeps it",
+    )

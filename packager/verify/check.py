@@ -1,0 +1,256 @@
+"""Running the levels of a proof over a bundle, finished or still staged."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packager.base import read_base
+from packager.digest import content_digest, hash_files
+from packager.gather import Gathered
+from packager.manifest import FileEntry
+from packager.plan import AdapterSource, ReleasePlan, TargetPlan
+from packager.progress import Progress
+from packager.stream import adapter_tensors
+from packager.tensorfile import read_header
+from packager.verify.files import check_files
+from packager.verify.memory import available_bytes, behaviour_bytes
+from packager.verify.proof import (
+    LEVELS,
+    SCHEMA_VERSION,
+    BehaviourCheck,
+    FilesCheck,
+    Level,
+    Proof,
+    TargetProof,
+    WeightsCheck,
+)
+from packager.verify.weights import Sources, check_folded, check_weights
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LIBRARIES = ("lorapack", "torch", "transformers", "peft", "safetensors", "huggingface_hub")
+_CAUSAL = (None, "CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """What to prove of which bundle.
+
+    Attributes:
+        bundle: Its folder.
+        entries: Its files, as in the manifest.
+        plan: What it should be.
+        gathered: What it is made from.
+        levels: Which levels to run.
+        sample_bytes: As of `check_weights`.
+        why_not: Level → why it was not asked for.
+    """
+
+    bundle: Path
+    entries: tuple[FileEntry, ...]
+    plan: ReleasePlan
+    gathered: Gathered
+    levels: tuple[Level, ...] = LEVELS
+    sample_bytes: int | None = None
+    why_not: dict[str, str] | None = None
+
+
+def prove(request: ProofRequest, progress: Progress) -> Proof:
+    """Runs the levels that were asked for and returns what they found, good or bad.
+
+    Raises:
+        LorapackError: A source cannot be read, or an artefact cannot be loaded at all.
+    """
+    gathered = request.gathered
+    files = _check_all_files(request, progress)
+    targets = tuple(
+        _prove_target(request, target, files, progress) for target in request.plan.targets
+    )
+    return Proof(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base=gathered.ref.title,
+        base_digest=gathered.ref.digest,
+        evidence=gathered.base.evidence,
+        adapters={source.name: adapter_digest(source) for source in gathered.adapters},
+        versions=library_versions(),
+        machine=describe_machine(),
+        targets=targets,
+    )
+
+
+def adapter_digest(source: AdapterSource) -> str:
+    """Returns `sha256:<hex>` over configuration, weights and tokenizer of an adapter."""
+    return content_digest(adapter_entries(source))
+
+
+def adapter_entries(source: AdapterSource) -> tuple[FileEntry, ...]:
+    """Hashes the files of an adapter that take part in a release."""
+    names = ["adapter_config.json", ADAPTER_WEIGHTS, *source.files]
+    return hash_files(source.spec.directory, names)
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that take part in a release."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def describe_machine() -> str:
+    """Returns processor, cores and memory in one line."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def _check_all_files(request: ProofRequest, progress: Progress) -> FilesCheck | None:
+    if "files" not in request.levels:
+        return None
+    progress.stage("check files", sum(entry.size for entry in request.entries))
+    return check_files(request.bundle, request.entries, progress.advance)
+
+
+def _prove_target(
+    request: ProofRequest, target: TargetPlan, files: FilesCheck | None, progress: Progress
+) -> TargetProof:
+    skipped: dict[str, str] = {
+        level: "not asked for" for level in LEVELS if level not in request.levels
+    }
+    skipped.update(request.why_not or {})
+    weights: WeightsCheck | None = None
+    behaviour: BehaviourCheck | None = None
+    own = _files_of(target, request.entries, files)
+    broken = own is not None and bool(own.problems)
+    if broken:
+        skipped.update(dict.fromkeys(("weights", "behaviour"), "the files are not as released"))
+    elif "weights" in request.levels:
+        weights = _check_target_weights(request, target, progress)
+    if not broken and "behaviour" in request.levels:
+        reason = _why_no_behaviour(request, target)
+        if reason:
+            skipped["behaviour"] = reason
+        else:
+            behaviour = _check_target_behaviour(request, target, progress)
+    return TargetProof(target.target, target.name, own, weights, behaviour, skipped)
+
+
+def _files_of(
+    target: TargetPlan, entries: tuple[FileEntry, ...], files: FilesCheck | None
+) -> FilesCheck | None:
+    """The part of the check that concerns one target; a stray file concerns all."""
+    if files is None:
+        return None
+    own = [entry for entry in entries if entry.path.startswith(f"{target.path}/")]
+    paths = {entry.path for entry in entries} - {entry.path for entry in own}
+    problems = [line for line in files.problems if line.split(" ", 1)[0] not in paths]
+    return FilesCheck(len(own), sum(entry.size for entry in own), tuple(problems))
+
+
+def _check_target_weights(
+    request: ProofRequest, target: TargetPlan, progress: Progress
+) -> WeightsCheck:
+    source = _source_of(request, target)
+    folder = request.bundle / target.path
+    if target.target == "adapter":
+        return _check_adapter(source, folder)
+    tensors = adapter_tensors({source.name: source.spec.tensors})
+    sources = Sources(request.gathered.base.index, tensors)
+    progress.stage("recompute weights", target.nbytes)
+    return check_weights(
+        target.tensors,
+        read_base(folder),
+        sources,
+        sample_bytes=request.sample_bytes,
+        on_bytes=progress.advance,
+    )
+
+
+def _check_adapter(source: AdapterSource, folder: Path) -> WeightsCheck:
+    """The adapter's file is the one trained; its normalised form makes the same ΔW."""
+    original = {ref.name: ref for ref in source.spec.tensors}
+    kept = read_header(folder / ADAPTER_WEIGHTS)
+    wanted, found = (
+        content_digest(FileEntry(entry.path, entry.size, entry.sha256) for entry in entries)
+        for entries in (
+            hash_files(source.spec.directory, [ADAPTER_WEIGHTS]),
+            hash_files(folder, [ADAPTER_WEIGHTS]),
+        )
+    )
+    problems = [] if wanted == found else [f"{ADAPTER_WEIGHTS} is not the file as trained"]
+    rules = {"copy": (len(kept.tensors), len(original))}
+    normalised = folder / "normalised" / ADAPTER_WEIGHTS
+    if normalised.exists():
+        folded = {ref.name: ref for ref in read_header(normalised).tensors}
+        scales = {m.lora_b.name: m.scale for m in source.spec.modules.values()}
+        problems += check_folded(original, folded, scales)
+        rules["normalised"] = (len(folded), len(original))
+    count = len(original)
+    return WeightsCheck(count, count, rules, len(kept.tensors), count, (), tuple(problems))
+
+
+def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
+    source = _source_of(request, target)
+    index = request.gathered.base.index
+    if target.target == "adapter":
+        return "kept separate: base and adapter, loaded together, are the truth itself"
+    if source.spec.config.task_type not in _CAUSAL or not index.architecture.endswith("CausalLM"):
+        return "only causal language models are compared"
+    rows = index.embedding.shape[0] if index.embedding is not None else 0
+    needed, free = behaviour_bytes(index.parameter_count, rows), available_bytes()
+    if needed > free:
+        return (
+            f"needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free; "
+            "run lorapack verify on a larger machine"
+        )
+    return ""
+
+
+def _check_target_behaviour(
+    request: ProofRequest, target: TargetPlan, progress: Progress
+) -> BehaviourCheck:
+    from packager.verify.behaviour import check_merged, measure_truth
+
+    source = _source_of(request, target)
+    folder = request.bundle / target.path
+    has_tokenizer = bool(source.files) or (folder / "tokenizer_config.json").exists()
+    report = _Steps(progress)
+    with measure_truth(
+        request.gathered.ref.directory,
+        source.spec.directory,
+        folder if has_tokenizer else None,
+        progress=report,
+    ) as truth:
+        return check_merged(truth, folder, progress=report)
+
+
+def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:
+    return next(item for item in request.gathered.adapters if item.name == target.name)
+
+
+class _Steps:
+    """Passes counted steps on as stages."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._title = ""
+        self._done = 0
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        if title != self._title:
+            self._title, self._done = title, 0
+            self._progress.stage(title, total)
+        self._progress.advance(done - self._done)
+        self._done = done
