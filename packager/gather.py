@@ -131,11 +131,14 @@ def _base_source(
 ) -> BaseSource:
     return BaseSource(
         title=ref.title,
-        digest=ref.digest,
         evidence=evidence,
         license=license_id,
         index=index,
-        files={entry.path: entry.size for entry in ref.files if is_identity_file(entry.path)},
+        files={
+            name: (ref.directory / name).stat().st_size
+            for name in ref.names
+            if is_identity_file(name)
+        },
         documents={
             name: (resolve_inside(ref.directory, name, where=str(ref.directory))).stat().st_size
             for name in finding.documents
@@ -147,7 +150,8 @@ def _base_source(
 def _one_base(specs: list[tuple[str | None, AdapterSpec]], refs: list[BaseRef]) -> BaseRef:
     first = refs[0]
     for (_, spec), ref in zip(specs, refs, strict=True):
-        if ref.digest != first.digest:
+        same = (ref.directory, ref.commit) == (first.directory, first.commit)
+        if not same and ref.digest != first.digest:
             raise BaseError(
                 "the adapters have different bases",
                 where=str(spec.directory),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-from packager.base.file import is_document, is_identity_file
+from packager.base.file import is_identity_file
 from packager.base.index import INDEX_NAME, weight_file_names
 from packager.digest import OnBytes, content_digest, hash_files
 from packager.errors import BaseError
@@ -30,8 +31,8 @@ class BaseRef:
         directory: Where its files lie.
         gated: Whether the Hub asks for an agreement before download.
         license: What the Hub says its licence is, or None.
-        files: Weights, configuration and tokenizer, hashed, in path order.
-        documents: Names of licence files beside them.
+        names: Of weights, index, configuration and tokenizer files, in path order.
+        on_bytes: Progress of hashing.
     """
 
     repo: str | None
@@ -39,8 +40,17 @@ class BaseRef:
     directory: Path
     gated: bool
     license: str | None
-    files: tuple[FileEntry, ...]
-    documents: tuple[str, ...]
+    names: tuple[str, ...]
+    on_bytes: OnBytes | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files called `names`, hashed when they are first asked for.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        return hash_files(self.directory, self.names, self.on_bytes)
 
     @property
     def digest(self) -> str:
@@ -49,10 +59,10 @@ class BaseRef:
 
     @property
     def title(self) -> str:
-        """What to call it: `org/name@commit`, or the folder and its digest."""
+        """What to call it: `org/name@commit`, or the folder's name."""
         if self.repo is not None:
             return f"{self.repo}@{self.commit}" if self.commit else self.repo
-        return f"{self.directory.name} ({self.digest[:19]}…)"
+        return self.directory.resolve().name
 
 
 def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> BaseRef:
@@ -101,8 +111,8 @@ def read_local_base(directory: Path, *, on_bytes: OnBytes | None = None) -> Base
         directory=directory.absolute(),
         gated=False,
         license=None,
-        files=hash_files(directory, {*weights, *identity, *index}, on_bytes),
-        documents=tuple(name for name in names if is_document(name)),
+        names=tuple(sorted({*weights, *identity, *index})),
+        on_bytes=on_bytes,
     )
 
 
@@ -138,12 +148,6 @@ def _fetch_hub_base(
         say(f"base {repo}@{remote.requested_revision or 'main'} is commit {remote.commit}")
     directory = hub.fetch_files(remote, hub.wanted_base_files(remote), on_bytes)
     local = read_local_base(directory, on_bytes=on_bytes)
-    return BaseRef(
-        repo=remote.repo,
-        commit=remote.commit,
-        directory=local.directory,
-        gated=remote.gated,
-        license=remote.license,
-        files=local.files,
-        documents=local.documents,
+    return replace(
+        local, repo=remote.repo, commit=remote.commit, gated=remote.gated, license=remote.license
     )

@@ -197,7 +197,6 @@ def _summarise(
     return ReleasePlan(
         schema_version=SCHEMA_VERSION,
         base=base.title,
-        base_digest=base.digest,
         evidence=base.evidence,
         license=base.license,
         targets=targets,

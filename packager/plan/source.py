@@ -33,7 +33,6 @@ class BaseSource:
 
     Attributes:
         title: What to call it.
-        digest: `sha256:<hex>`.
         evidence: How it is known.
         license: Of the release.
         index: Its tensors.
@@ -43,7 +42,6 @@ class BaseSource:
     """
 
     title: str
-    digest: str
     evidence: Evidence
     license: str
     index: BaseIndex

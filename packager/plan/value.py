@@ -143,7 +143,6 @@ class ReleasePlan:
     Attributes:
         schema_version: Of this document.
         base: What the base is called.
-        base_digest: `sha256:<hex>`.
         evidence: How the base is known.
         license: Of the release.
         targets: In writing order.
@@ -157,7 +156,6 @@ class ReleasePlan:
 
     schema_version: int
     base: str
-    base_digest: str
     evidence: str
     license: str
     targets: tuple[TargetPlan, ...]
