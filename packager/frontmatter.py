@@ -49,14 +49,26 @@ class _StringLoader(yaml.BaseLoader):
         return mapping
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text with line breaks on one line, escaped: PyYAML 6.0 folds U+0085 to a space."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if text.splitlines() not in ([], [text]) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def render_front_matter(metadata: Mapping[str, str | list[str]]) -> str:
     """Returns the block with its `---` lines; keys in the given order.
 
     Args:
         metadata: Strings and lists of strings.
     """
-    text = yaml.safe_dump(
+    text = yaml.dump(
         dict(metadata),
+        Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=False,

@@ -128,7 +128,11 @@ def choose_license(finding: LicenseFinding | None, wanted: str | None) -> str:
 
 def _check_wanted(wanted: str, finding: LicenseFinding | None) -> None:
     if wanted not in HUB_LICENSES - {"unknown"}:
-        close = sorted(known for known in HUB_LICENSES if _squash(known) == _squash(wanted))
+        close = [
+            known
+            for known in sorted(HUB_LICENSES - {"unknown"})
+            if _squash(known) == _squash(wanted)
+        ]
         raise LicenseError(
             "this is no licence id of the Hub",
             where="--license",

@@ -22,6 +22,8 @@ _HOLDERS = (
 )
 _MAX_PREAMBLE_WORDS = 60
 """Title and copyright notices before the terms of a short licence."""
+_MAX_APPENDIX_WORDS = 200
+"""The appendix of Apache-2.0 has 169."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def recognise_license(text: str) -> str | None:
     """
     words = _normalise(text)
     found = [name for name, known in _EXACT.items() if _is_exact(words, known)]
-    found += [name for name, known in _MARKS.items() if _has_marks(words, known)]
+    titled = [name for name, known in _MARKS.items() if f" {known.title} " in f" {words} "]
+    found += [name for name in titled if len(titled) == 1 and _has_marks(words, _MARKS[name])]
     return found[0] if len(found) == 1 else None
 
 
@@ -221,7 +224,9 @@ def _is_exact(words: str, known: _Exact) -> bool:
     before, _, after = parts
     if len(before.split()) > _MAX_PREAMBLE_WORDS:
         return False
-    return not after or (known.appendix is not None and after.startswith(known.appendix))
+    if known.appendix is None or not after:
+        return not after
+    return after.startswith(known.appendix) and len(after.split()) <= _MAX_APPENDIX_WORDS
 
 
 def _has_marks(words: str, known: _Marks) -> bool:

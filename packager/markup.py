@@ -18,8 +18,7 @@ from packager.resource import read_resource
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 # Source: CommonMark 0.31, section 2.4, and GFM 0.29, sections 4.10, 6.5 and 6.9.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", "$": "&#36;"}
-_ENTITY_OF = str.maketrans(_ENTITIES)
-_SPECIAL = re.compile(r"([`*\[\]#|~]|(?<![^\W_])_|_(?![^\W_]))")
+_SPECIAL = re.compile(r"([&<>\\$`*\[\]#|~]|(?<![^\W_])_|_(?![^\W_]))")
 # What makes a list or an underline where a value opens a list item or a line.
 _OPENING = re.compile(r"^(\d{0,9})([-+=.)])(?=[-+=\s]|$)")
 _PLAIN_LINK = re.compile(r"\b(https?|ftp|www|mailto|xmpp)(?=[:.])", re.IGNORECASE)
@@ -40,7 +39,7 @@ def clean(value: object) -> str:
 def escape_markdown(value: object) -> Markdown:
     """Returns text that shows as it is: no markup, HTML, link, mention or formula comes of it."""
     # Entities, and no escapes, for what starts a formula on the Hub: it looks for those first.
-    text = _SPECIAL.sub(r"\\\1", clean(value).translate(_ENTITY_OF))
+    text = _SPECIAL.sub(lambda mark: _ENTITIES.get(mark[0], f"\\{mark[0]}"), clean(value))
     text = _OPENING.sub(r"\1\\\2", text)
     # GitHub's autolinks see through escapes; a word joiner is the only thing that stops them.
     text = _PLAIN_LINK.sub("\\1\u2060", text).replace("@", "@\u2060")
