@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.loopback_hub.fixture import client, loopback_hub
+from tests.loopback_hub.fixture import client, client_pool, hub_server, loopback_hub
 
-__all__ = ["client", "loopback_hub"]
+__all__ = ["client", "client_pool", "hub_server", "loopback_hub"]
 
 
 def write_base(folder: Path, *, seed: int = 0, shards: int = 2) -> Path:

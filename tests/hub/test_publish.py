@@ -267,9 +267,7 @@ def test_a_refused_upload_ends_and_the_next_run_goes_on(
     assert first != second
 
 
-def test_large_files_in_parts(
-    loopback_hub: LoopbackHub, alice: Client, tmp_path: Path
-) -> None:
+def test_large_files_in_parts(loopback_hub: LoopbackHub, alice: Client, tmp_path: Path) -> None:
     loopback_hub.multipart_bytes = 50_000
     bundle = write_bundle(tmp_path / "bundle")
     loopback_hub.fail("part", containing="/2", cut_after=1_000)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Client:
         environment: dict[str, str] | None = None,
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
+        self.home = home
         self.output = home / f"output-{os.urandom(4).hex()}.txt"
         self._environment = {
             **os.environ,
@@ -59,7 +61,7 @@ class Client:
         }
 
     def __enter__(self) -> Self:
-        with self.output.open("wb") as output:
+        with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.loopback_hub.worker"],
                 stdin=subprocess.PIPE,
@@ -95,6 +97,19 @@ class Client:
         name = (function.__module__, function.__qualname__)
         pickle.dump((name, args, kwargs), self.process.stdin)
         self.process.stdin.flush()
+
+    def refresh(self) -> None:
+        """Empties the home and what was printed, so that the next test finds a new client."""
+        for path in self.home.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self.output:
+                path.unlink()
+        os.truncate(self.output, 0)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
 
     def printed(self) -> str:
         """What the process has written to standard output and error so far."""

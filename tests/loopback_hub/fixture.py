@@ -1,6 +1,9 @@
 """Pytest fixtures. In a conftest.py:
 
-from tests.loopback_hub.fixture import client, loopback_hub  # noqa: F401
+from tests.loopback_hub.fixture import client, client_pool, hub_server, loopback_hub
+
+The server and the client processes live for the whole session, since a process takes a second to
+import the client; between tests they are emptied.
 """
 
 from __future__ import annotations
@@ -14,21 +17,43 @@ import pytest
 from tests.loopback_hub.client import Client
 from tests.loopback_hub.server import LoopbackHub
 
+StartClient = Callable[..., Client]
 
-@pytest.fixture
-def loopback_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    """An empty Hub. Its own failures fail the test."""
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     with LoopbackHub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
-        assert hub.errors == []
+
+
+@pytest.fixture
+def loopback_hub(hub_server: LoopbackHub) -> Iterator[LoopbackHub]:
+    """An empty Hub. Its own failures fail the test."""
+    hub_server.reset()
+    yield hub_server
+    assert hub_server.errors == []
+
+
+@pytest.fixture(scope="session")
+def client_pool() -> Iterator[tuple[ExitStack, dict[str | None, list[Client]]]]:
+    """Processes that wait for a test, by their token."""
+    with ExitStack() as stack:
+        yield stack, {}
 
 
 @pytest.fixture
 def client(
-    loopback_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Client]]:
-    """Starts client processes: `client(token="hf_…", home=…, environment={…})`."""
-    with ExitStack() as stack:
+    loopback_hub: LoopbackHub,
+    client_pool: tuple[ExitStack, dict[str | None, list[Client]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[StartClient]:
+    """Starts client processes: `client(token="hf_…", home=…, environment={…})`.
+
+    One with a home or variables of its own ends with the test.
+    """
+    session, waiting = client_pool
+    lent: list[tuple[str | None, Client]] = []
+    with ExitStack() as own:
 
         def start(
             *,
@@ -36,8 +61,22 @@ def client(
             home: Path | None = None,
             environment: dict[str, str] | None = None,
         ) -> Client:
-            place = home or tmp_path_factory.mktemp("home")
-            made = Client(loopback_hub, place, token=token, environment=environment)
-            return stack.enter_context(made)
+            if home or environment:
+                place = home or tmp_path_factory.mktemp("home")
+                return own.enter_context(
+                    Client(loopback_hub, place, token=token, environment=environment)
+                )
+            ready = waiting.setdefault(token, [])
+            if ready:
+                process = ready.pop()
+            else:
+                made = Client(loopback_hub, tmp_path_factory.mktemp("home"), token=token)
+                process = session.enter_context(made)
+            lent.append((token, process))
+            return process
 
         yield start
+    for token, process in lent:
+        if process.is_alive:
+            process.refresh()
+            waiting[token].append(process)

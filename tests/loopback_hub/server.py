@@ -143,6 +143,14 @@ class LoopbackHub:
             and containing in request.path
         ]
 
+    def reset(self) -> None:
+        """Forgets everything, so that the next test finds an empty Hub at the same address."""
+        self.heal()
+        self.store.clear()
+        self.multipart_bytes = None
+        self.requests.clear()
+        self.errors.clear()
+
     def forget(self) -> None:
         """Empties the log of requests."""
         self.requests.clear()

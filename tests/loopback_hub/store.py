@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,8 @@ LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.model", "*.gguf", "*.npz", 
 
 Source: the `.gitattributes` that huggingface.co puts into every new model repository.
 """
+
+_KINDS = ("lfs", "git", "repos", "parts")
 
 LFS_MIN_BYTES = 10_000_000
 """Larger files are large files whatever their name."""
@@ -86,10 +89,22 @@ class Store:
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, Token] = {}
         self.organisations: dict[str, dict[str, str]] = {}
-        for kind in ("lfs", "git", "repos", "parts"):
-            (root / kind).mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         for path in sorted((root / "repos").glob("*.json")):
             self._load(path)
+
+    def clear(self) -> None:
+        with self.lock:
+            self.repos.clear()
+            self.tokens.clear()
+            self.organisations.clear()
+            for kind in _KINDS:
+                shutil.rmtree(self.root / kind)
+            self._make_folders()
+
+    def _make_folders(self) -> None:
+        for kind in _KINDS:
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
 
     def create_repo(self, name: str, *, private: bool, gated: bool = False) -> Repo:
         """Makes a repository with the first commit that huggingface.co makes, too."""
