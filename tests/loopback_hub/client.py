@@ -11,6 +11,7 @@ The function must be importable by name; arguments, result and exception are pic
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import shutil
@@ -50,6 +51,7 @@ class Client:
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
+        self.token = token
         self.output = home / f"output-{os.urandom(4).hex()}.txt"
         self._environment = {
             **os.environ,
@@ -81,6 +83,12 @@ class Client:
         self.process.kill()
         self.process.communicate()
 
+    def with_token(self, token: str | None) -> Client:
+        """The same process, called with another token: huggingface_hub reads it every time."""
+        other = copy.copy(self)
+        other.token = token
+        return other
+
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function in the process; raises what it raises."""
         self.start(function, *args, **kwargs)
@@ -95,7 +103,7 @@ class Client:
         """Sends a call without waiting for its end; for tests that kill the process."""
         assert self.process.stdin is not None
         name = (function.__module__, function.__qualname__)
-        pickle.dump((name, args, kwargs), self.process.stdin)
+        pickle.dump((self.token, name, args, kwargs), self.process.stdin)
         self.process.stdin.flush()
 
     def refresh(self) -> None:

@@ -35,24 +35,25 @@ def loopback_hub(hub_server: LoopbackHub) -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture(scope="session")
-def client_pool() -> Iterator[tuple[ExitStack, dict[str | None, list[Client]]]]:
-    """Processes that wait for a test, by their token."""
+def client_pool() -> Iterator[tuple[ExitStack, list[Client]]]:
+    """Processes that wait for a test."""
     with ExitStack() as stack:
-        yield stack, {}
+        yield stack, []
 
 
 @pytest.fixture
 def client(
     loopback_hub: LoopbackHub,
-    client_pool: tuple[ExitStack, dict[str | None, list[Client]]],
+    client_pool: tuple[ExitStack, list[Client]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StartClient]:
-    """Starts client processes: `client(token="hf_…", home=…, environment={…})`.
+    """Gives clients: `client(token="hf_…", home=…, environment={…})`.
 
-    One with a home or variables of its own ends with the test.
+    Those of a test share one process and its cache, as long as it lives. One with a home or
+    variables of its own is a process of its own and ends with the test.
     """
     session, waiting = client_pool
-    lent: list[tuple[str | None, Client]] = []
+    lent: list[Client] = []
     with ExitStack() as own:
 
         def start(
@@ -66,17 +67,15 @@ def client(
                 return own.enter_context(
                     Client(loopback_hub, place, token=token, environment=environment)
                 )
-            ready = waiting.setdefault(token, [])
-            if ready:
-                process = ready.pop()
-            else:
-                made = Client(loopback_hub, tmp_path_factory.mktemp("home"), token=token)
-                process = session.enter_context(made)
-            lent.append((token, process))
-            return process
+            if not (lent and lent[-1].is_alive):
+                if not waiting:
+                    made = Client(loopback_hub, tmp_path_factory.mktemp("home"))
+                    waiting.append(session.enter_context(made))
+                lent.append(waiting.pop())
+            return lent[-1].with_token(token)
 
         yield start
-    for token, process in lent:
+    for process in lent:
         if process.is_alive:
             process.refresh()
-            waiting[token].append(process)
+            waiting.append(process)

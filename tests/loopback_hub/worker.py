@@ -16,9 +16,10 @@ def serve() -> None:
     os.dup2(2, 1)
     while True:
         try:
-            (module, name), args, kwargs = pickle.load(sys.stdin.buffer)
+            token, (module, name), args, kwargs = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        os.environ["HF_TOKEN"] = token or ""
         try:
             function: Any = importlib.import_module(module)
             for part in name.split("."):
