@@ -91,9 +91,12 @@ class Truth:
         Yields:
             Shape (tokens of the passage − 1, vocabulary), float32: row i predicts token i + 1.
         """
-        self._store.seek(0)
+        offset = 0
         for ids in self.passages:
+            # Two readers may take turns: each seeks its own place.
+            self._store.seek(offset)
             raw = bytearray(self._store.read((len(ids) - 1) * self.vocabulary * 4))
+            offset += len(raw)
             yield torch.frombuffer(raw, dtype=torch.float32).view(-1, self.vocabulary)
 
 

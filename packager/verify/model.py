@@ -30,12 +30,6 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHOWN_NAMES = 5
 
-_LOAD_FAILURES = (
-    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError,
-    ArithmeticError,
-)  # fmt: skip
-"""What transformers, PEFT and torch raise for files that they cannot make a model of."""
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -90,13 +84,10 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         InputError: There is none, or it is damaged.
     """
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
-    except _LOAD_FAILURES as problem:
-        raise _failed(InputError, "the tokenizer cannot be loaded", directory, problem) from problem
+    with _loading(InputError, "the tokenizer cannot be loaded", directory):
+        return AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
 
 
 def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
@@ -113,13 +104,10 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
         UnsafeInputError: The weights are a pickle.
     """
     _check_adapter_files(directory)
-    try:
-        with quiet():
-            model = PeftModel.from_pretrained(base.model, str(directory), is_trainable=False)
-            result = model.load_adapter(str(directory), "default", is_trainable=False)
-            model.eval()
-    except _LOAD_FAILURES as problem:
-        raise _failed(AdapterError, "PEFT cannot load the adapter", directory, problem) from problem
+    with _loading(AdapterError, "PEFT cannot load the adapter", directory):
+        model = PeftModel.from_pretrained(base.model, str(directory), is_trainable=False)
+        result = model.load_adapter(str(directory), "default", is_trainable=False)
+        model.eval()
     missing, unexpected = tuple(result.missing_keys), tuple(result.unexpected_keys)
     if missing or unexpected:
         raise AdapterError(
@@ -169,25 +157,22 @@ def quiet() -> Iterator[None]:
 def _load(directory: Path, error: type[LorapackError], what: str) -> LoadedModel:
     refs = _read_refs(directory)
     _check_config(read_json_object(directory / "config.json"), directory, error)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
-            text = config.get_text_config()
-            _check_layers(text, len(refs), directory, error)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                str(directory),
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except _LOAD_FAILURES as problem:
-        raise _failed(error, what, directory, problem) from problem
+    with _loading(error, what, directory):
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+        text = config.get_text_config()
+        _check_layers(text, len(refs), directory, error)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     return LoadedModel(
         model=model.eval(),
         vocabulary=model.get_input_embeddings().weight.shape[0],
@@ -253,13 +238,24 @@ def _read_refs(directory: Path) -> tuple[TensorRef, ...]:
     return tuple(ref for path in paths for ref in read_header(path).tensors)
 
 
-def _failed(
-    error: type[LorapackError], what: str, directory: Path, problem: BaseException
-) -> LorapackError:
-    lines = str(problem).strip().splitlines() or [""]
-    return error(
-        what,
-        where=str(directory),
-        found=f"{type(problem).__name__}: {lines[0]}"[:300],
-        hint="load it with transformers alone to see whether the folder is complete",
-    )
+@contextmanager
+def _loading(error: type[LorapackError], what: str, directory: Path) -> Iterator[None]:
+    """Loads quietly, and turns whatever goes wrong into one error.
+
+    The libraries raise what they like for a damaged or hostile file: ValueError, KeyError,
+    ZeroDivisionError, errors of the file format, errors of configuration validators. All of them
+    mean that the folder is not a model.
+    """
+    try:
+        with quiet():
+            yield
+    except LorapackError:
+        raise
+    except Exception as problem:
+        text = " ".join(str(problem).split())
+        raise error(
+            what,
+            where=str(directory),
+            found=f"{type(problem).__name__}: {text}"[:300],
+            hint="load it with transformers alone to see whether the folder is complete",
+        ) from problem
