@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from typing import Any
 
 from jinja2 import StrictUndefined
@@ -142,6 +143,7 @@ def _load(name: str) -> str:
     return read_resource(f"templates/{name}")
 
 
+@cache
 def card_environment() -> ImmutableSandboxedEnvironment:
     """Returns the template environment, where every value is escaped unless a filter says how."""
     environment = ImmutableSandboxedEnvironment(

@@ -154,20 +154,17 @@ _TERMS: dict[str, _Terms] = {
     "cc-by-nd-4.0": _Terms((_CREDIT, _NO_DERIVATIVES)),
     "cc-by-nc-sa-4.0": _Terms((_CREDIT, _CHANGED, _NON_COMMERCIAL, _SHARE_ALIKE)),
     "cc-by-nc-nd-4.0": _Terms((_CREDIT, _NON_COMMERCIAL, _NO_DERIVATIVES)),
-    "cc0-1.0": _Terms(("The licence asks for nothing.",)),
     # Source: BigScience Open RAIL-M License of 2022-08-18, section III.4.
     "bigscience-openrail-m": _Terms(_RAIL),
 }
 
-_UNLISTED = _Terms(
-    ("The base's licence binds this release. Read it before you use it or pass it on.",)
-)
+_UNLISTED = _Terms(())
 
 
 def obligations(license_id: str) -> tuple[str, ...]:
     """Returns what the licence asks of those who pass on a derived model, one sentence each.
 
-    A summary for the card, never a replacement of the licence.
+    A summary for the card, never a replacement of the licence; empty where there is none.
 
     Args:
         license_id: Hub id.

@@ -29,7 +29,9 @@ from packager.markup import (
     spread_text,
 )
 
-MARKS = st.text(st.sampled_from("`*_[]()<>&|\\#~$!{}%-+=.:@/'\" \n\t1aé猫\u202e\u200d"), max_size=30)
+MARKS = st.text(
+    st.sampled_from("`*_[]()<>&|\\#~$!{}%-+=.:@/'\" \n\t1aé猫\u202e\u200d"), max_size=30
+)
 WORDS = st.one_of(MARKS, st.text(max_size=30))
 READER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 
@@ -98,7 +100,14 @@ def test_formula_marks_of_the_hub_do_not_survive() -> None:
 
 
 def test_ordinary_names_stay_readable() -> None:
-    for name in ("SmolLM2-135M-Instruct", "model_v1.2 (beta)", "Llama-海盗-🏴‍☠️", "0.1.0", "C++", "a=b"):
+    for name in (
+        "SmolLM2-135M-Instruct",
+        "model_v1.2 (beta)",
+        "Llama-海盗-🏴‍☠️",
+        "0.1.0",
+        "C++",
+        "a=b",
+    ):
         assert escape_markdown(name) == name
 
 
@@ -112,7 +121,20 @@ def test_python_literals_are_the_text_on_one_line(text: str) -> None:
     assert not set(literal) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-WORDS_OF_A_SHELL = ["$(id)", "`id`", "a'b", 'a"b', "; id", "-x", "~", "*", "", "猫 🏴‍☠️", "a\nb", "\\"]
+WORDS_OF_A_SHELL = [
+    "$(id)",
+    "`id`",
+    "a'b",
+    'a"b',
+    "; id",
+    "-x",
+    "~",
+    "*",
+    "",
+    "猫 🏴‍☠️",
+    "a\nb",
+    "\\",
+]
 
 
 def test_shell_words_are_single_words() -> None:
