@@ -3,6 +3,8 @@
 python := env("PYTHON", "python3")
 bin := justfile_directory() / ".venv/bin"
 export PYTHONPYCACHEPREFIX := justfile_directory() / ".venv/pycache"
+# Waiting threads sleep instead of spinning: on shared cores torch is much faster that way.
+export OMP_WAIT_POLICY := env("OMP_WAIT_POLICY", "PASSIVE")
 
 # List the recipes.
 default:

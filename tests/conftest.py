@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import models
+
+# OpenMP's threads spin while they wait, by default; where two test runs share the cores, that
+# makes torch tens of times slower. Read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GOLDENS = Path(__file__).parent / "goldens"
 

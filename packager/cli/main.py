@@ -19,6 +19,7 @@ _COMMANDS = {
     "verify": "Check a bundle against its manifest, base and adapter.",
     "publish": "Send a bundle to the Hub.",
     "merge": "The one-step form: base + adapter to one model folder.",
+    "train": "Fine-tune a base with LoRA and stamp the base lock.",
     "demo": "The whole way on a real small model, offline, on a CPU.",
 }
 

@@ -7,6 +7,8 @@ card of the checkpoint says so.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -111,13 +113,15 @@ def _write_checkpoint(gguf_file: Path, version: str, out: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent,
-        gguf_file=gguf_file.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-    )
+    # transformers draws a bar of its own here, whatever its logging is set to.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
     # The file stores float32(1e-5); as a double that has a tail of its own.
     model.config.rms_norm_eps = round(model.config.rms_norm_eps, 10)
     # The file's own title would stand where transformers expects a repository or path.

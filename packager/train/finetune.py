@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,10 @@ def _train_into(
             base_model_name_or_path=base.repo or str(base.directory),
             revision=base.commit,
         )
-        tuned = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks by a name that transformers 5.23 has deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            tuned = get_peft_model(model, config)
         # get_peft_model puts the path that the model was loaded from in its place.
         config.base_model_name_or_path = base.repo or str(base.directory)
         _run_steps(tuned, encoded, settings, on_step)

@@ -1,0 +1,37 @@
+"""For people with a trainer of their own: every checkpoint gets the lock of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from packager.base import BaseRef
+from packager.lock import write_lock
+
+
+class BaseLockCallback(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Writes `base.lock.json` into each checkpoint that transformers' Trainer (or TRL) saves.
+
+    ```python
+    base = resolve_base("org/name@main", say=print)
+    trainer = Trainer(..., callbacks=[BaseLockCallback(base)])
+    ```
+
+    An adapter that is saved by hand after training gets its lock from `lorapack lock`.
+
+    Args:
+        base: The exact base that is being trained on.
+    """
+
+    def __init__(self, base: BaseRef) -> None:
+        self._base = base
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stamps the checkpoint that was just saved.
+
+        Source: transformers 5.x, trainer.py, _save_checkpoint: `<output_dir>/checkpoint-<step>`,
+        and on_save is called after its files are written.
+        """
+        write_lock(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._base)
