@@ -7,8 +7,10 @@ Source: PEFT 0.21, src/peft/tuners/lora/config.py (fields), tuners/tuners_utils.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -17,6 +19,12 @@ from packager.errors import AdapterError, UnsafeInputError
 
 _PATTERN_SECONDS = 1.0
 _MAX_PATTERN = 16_384
+# Source: PEFT 0.21, tuners/tuners_utils.py, _maybe_include_all_linear_layers: every linear layer
+# but the output head; what PEFT saves lists the modules instead.
+_ALL_LINEAR = "all-linear"
+_HEADS = ("lm_head", "embed_out")
+# The engine with a time limit reads braces that hold no count as fuzzy matching.
+_NO_COUNT = re.compile(r"\{(?!\d*,?\d*\})")
 
 
 @dataclass(frozen=True)
@@ -74,17 +82,20 @@ class AdapterConfig:
             return False
         if self.target_modules is None:
             return False
+        if isinstance(self.target_modules, str) and self.target_modules.lower() == _ALL_LINEAR:
+            return module.rpartition(".")[2] not in _HEADS
         if not _named_by(self.target_modules, module):
             return False
         exact = isinstance(self.target_modules, str) or module in self.target_modules
         return exact or self.layers_to_transform is None or self._layer_selected(module)
 
     def _layer_selected(self, module: str) -> bool:
-        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
-        for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]:
+        # The group has a name, since a stranger's pattern may hold groups of its own.
+        patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in self.layers_pattern]
+        for pattern in patterns or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
             found = _match(pattern, module)
             if found is not None:
-                return int(found.group(1)) in (self.layers_to_transform or ())
+                return int(found["idx"]) in (self.layers_to_transform or ())
         return False
 
 
@@ -220,12 +231,21 @@ def _match(pattern: str, text: str, *, whole: bool = False) -> regex.Match[str] 
     if len(pattern) > _MAX_PATTERN:
         raise _bad_pattern(pattern, f"{len(pattern)} characters")
     try:
+        _check_syntax(pattern)
         function = regex.fullmatch if whole else regex.match
         return function(pattern, text, timeout=_PATTERN_SECONDS)
     except TimeoutError as problem:
         raise _bad_pattern(pattern, f"no answer within {_PATTERN_SECONDS:g} s") from problem
-    except (regex.error, RecursionError, ValueError, OverflowError) as problem:
+    except (re.error, regex.error, RecursionError, ValueError, OverflowError) as problem:
         raise _bad_pattern(pattern, str(problem)[:120]) from problem
+
+
+@lru_cache(maxsize=1024)
+def _check_syntax(pattern: str) -> None:
+    """Takes only what means the same to `re`, which PEFT matches with."""
+    re.compile(pattern)
+    if _NO_COUNT.search(pattern):
+        raise ValueError("braces that hold no count")
 
 
 def _bad_pattern(pattern: str, found: str) -> UnsafeInputError:
