@@ -102,6 +102,20 @@ def test_a_base_that_is_not_on_the_hub_is_no_base_model() -> None:
     assert "huggingface.co/" not in body(LOCAL)
 
 
+def test_a_known_licence_needs_no_name() -> None:
+    licence = LicenseFacts("mit", name="own", link="https://example.org/terms")
+    assert "license_name" not in card_metadata(replace(MERGED, license=licence))
+
+
+@pytest.mark.parametrize("commit", ["main", "0" * 39, "0" * 41, "A" * 40, "../x", ""])
+@pytest.mark.parametrize("facts", [MERGED, ADAPTER])
+def test_what_is_no_commit_is_not_pinned(facts: CardFacts, commit: str) -> None:
+    text = render_card(replace(facts, base=replace(facts.base, commit=commit)))
+    assert "/tree/" not in text
+    assert "BASE_COMMIT" not in text
+    assert "--revision" not in text
+
+
 @pytest.mark.parametrize("repo", ["../../etc", "a b/c", "org/name/more", "name", "-a/b", "o/n\n"])
 def test_what_is_no_repository_is_not_linked(repo: str) -> None:
     facts = replace(MERGED, base=replace(MERGED.base, repo=repo))
