@@ -7,12 +7,14 @@ import errno
 import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from packager.errors import BundleError, OutputError
+from packager.errors import BundleError, InputError, OutputError
 from packager.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from packager.sinks.safetensors import output_error
-from packager.untrusted import read_bytes
+from packager.untrusted import check_folder_name, read_bytes
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _RENAME_NOREPLACE = 1
@@ -36,23 +38,30 @@ class Staging:
         self.out = out.absolute()
         self.root = self.out.with_name(f".{self.out.name}.lorapack")
         self._descriptor = -1
+        self._made: list[Path] = []
 
     def __enter__(self) -> Staging:
         check_absent(self.out)
+        check_folder_name(self.out)
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents()
             self._lock()
+            check_absent(self.out)
             for left in self.root.iterdir():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        except OSError as problem:
-            self._unlock()
-            raise output_error(problem, self.out.parent) from problem
+        except BaseException as problem:
+            with suppress(OSError, OutputError):
+                # An interrupt can come between making the folder and locking it.
+                self._lock()
+            self._abandon()
+            if isinstance(problem, OSError):
+                where = Path(problem.filename or self.out.parent)
+                raise output_error(problem, where) from problem
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self._unlock()
+        self._abandon()
 
     def commit(self) -> None:
         """Makes the folder appear as `out`, after everything in it has reached the disk.
@@ -72,13 +81,24 @@ class Staging:
                 check_absent(self.out)
             raise output_error(problem, self.out) from problem
         self._unlock()
+        self._made = []
+
+    def _make_parents(self) -> None:
+        parents = [self.out.parent, *self.out.parent.parents]
+        self._made = [parent for parent in parents if not os.path.lexists(parent)]
+        self.out.parent.mkdir(parents=True, exist_ok=True)
 
     def _lock(self) -> None:
+        if self._descriptor >= 0:
+            return
         self.root.mkdir(exist_ok=True)
-        self._descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        # A link or a folder of somebody else's, in a place like /tmp, would be emptied below.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        self._descriptor = os.open(self.root, flags)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.fstat(self._descriptor).st_ino == self.root.stat().st_ino
+            status = os.fstat(self._descriptor)
+            ours = status.st_ino == self.root.stat().st_ino and status.st_uid == os.geteuid()
         except (BlockingIOError, FileNotFoundError):
             ours = False
         if not ours:
@@ -86,9 +106,18 @@ class Staging:
             raise OutputError(
                 "another lorapack is writing this output",
                 where=str(self.out),
+                expected=f"nobody at work in {self.root.name}",
                 hint="wait for it, or give another --out",
             )
-        check_absent(self.out)
+
+    def _abandon(self) -> None:
+        """Removes what was made, unless it was committed or is another run's."""
+        if self._descriptor >= 0:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self._unlock()
+        with suppress(OSError):
+            for parent in self._made:
+                parent.rmdir()
 
     def _unlock(self) -> None:
         if self._descriptor >= 0:
@@ -102,7 +131,7 @@ def check_absent(out: Path) -> None:
     Raises:
         OutputError: It exists.
     """
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise OutputError(
             "the output exists already",
             where=str(out),
@@ -115,10 +144,13 @@ def check_free_space(out: Path, needed_bytes: int) -> None:
     """Refuses to begin on a disk that cannot hold the output.
 
     Raises:
-        OutputError: With bytes needed and free.
+        OutputError: With bytes needed and free; or the disk cannot be asked.
     """
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
+    place = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as problem:
+        raise output_error(problem, place) from problem
     if free < needed_bytes:
         raise OutputError(
             "the disk has no room for the output",
@@ -160,24 +192,53 @@ def write_text(path: Path, text: str) -> None:
         raise output_error(problem, path) from problem
 
 
+def make_folder(path: Path) -> None:
+    """Makes a new folder and those above it.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True)
+    except OSError as problem:
+        raise output_error(problem, path) from problem
+
+
 def copy_new(source: Path, path: Path) -> None:
     """Copies a file byte for byte to a new place, readable by everybody who may read ours.
 
     Raises:
-        OutputError: It cannot be read or written.
+        InputError: It cannot be read.
+        OutputError: It cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as incoming, path.open("xb") as outgoing:
+        with _open_source(source) as incoming, path.open("xb") as outgoing:
             shutil.copyfileobj(incoming, outgoing, 4 << 20)
     except OSError as problem:
         raise output_error(problem, path) from problem
+
+
+def _open_source(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as problem:
+        raise InputError(
+            "the file cannot be read",
+            where=str(path),
+            found=problem.strerror or "an I/O error",
+            hint="check the path and its permissions",
+        ) from problem
 
 
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as problem:
+        # Some network file systems cannot flush a folder; it is as safe there as it can be.
+        if problem.errno not in (errno.EINVAL, errno.EOPNOTSUPP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from packager.errors import InputError
+from packager.errors import InputError, OutputError
 from packager.manifest import FileEntry
+from packager.untrusted import read_json_object
 
 _CHUNK_BYTES = 4 << 20
 _MAX_REMEMBERED = 20_000
@@ -89,56 +92,67 @@ def differing_files(
 
 
 def cache_directory() -> Path:
-    """Returns the folder where lorapack remembers digests, by the XDG convention."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "lorapack"
+    """Returns the folder where lorapack remembers digests, by the XDG convention.
+
+    Raises:
+        OutputError: The user has no home, as in some containers.
+    """
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as problem:
+        raise OutputError(
+            "this user has no home folder to keep a cache in",
+            where="HOME",
+            hint="set HOME or XDG_CACHE_HOME to a folder that can be written",
+        ) from problem
+    return Path(home, "lorapack")
 
 
 class _Memory:
     """Digests by file identity, kept in one JSON file; losing it only costs time."""
 
     def __init__(self) -> None:
-        self._path = cache_directory() / "digests.json"
+        self._path: Path | None = None
         self._known: dict[str, str] = {}
         self._changed = False
-        try:
-            raw = json.loads(self._path.read_bytes())
-            self._known = {str(key): str(value) for key, value in raw.items()}
-        except (OSError, ValueError, AttributeError):
-            self._known = {}
+        with suppress(InputError, OutputError):
+            self._path = cache_directory() / "digests.json"
+            raw = read_json_object(self._path)
+            self._known = {key: str(value) for key, value in raw.items()}
 
     def hash(self, path: Path, on_bytes: OnBytes | None) -> str:
-        before = _identity(path)
+        before = identify_file(path)
         remembered = self._known.get(before)
         if remembered is not None:
             if on_bytes is not None:
                 on_bytes(path.stat().st_size)
             return remembered
         sha256 = hash_file(path, on_bytes)
-        if _identity(path) != before:
-            raise InputError(
-                "the file changed while it was read",
-                where=str(path),
-                hint="wait until the download or copy has ended, then run again",
-            )
+        check_identity(path, before)
         self._known[before] = sha256
         self._changed = True
         return sha256
 
     def save(self) -> None:
-        if not self._changed:
+        if not self._changed or self._path is None:
             return
         newest = dict(list(self._known.items())[-_MAX_REMEMBERED:])
-        aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
+        # One name, so that the next run takes over what a killed one left; one writer at a time.
+        aside = self._path.with_suffix(".new")
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(newest), encoding="utf-8")
-            aside.replace(self._path)
-        except OSError:
-            aside.unlink(missing_ok=True)
+            with self._path.with_suffix(".lock").open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                aside.write_text(json.dumps(newest), encoding="utf-8")
+                aside.replace(self._path)
 
 
-def _identity(path: Path) -> str:
+def identify_file(path: Path) -> str:
+    """Returns a text that changes whenever a file is replaced or written to.
+
+    Raises:
+        InputError: The file is missing.
+    """
     try:
         status = path.stat()
     except OSError as problem:
@@ -146,7 +160,21 @@ def _identity(path: Path) -> str:
             "the file is missing", where=str(path), hint="download or copy the folder again"
         ) from problem
     fields = (
-        path.resolve(), status.st_dev, status.st_ino, status.st_size,
+        os.path.realpath(path), status.st_dev, status.st_ino, status.st_size,
         status.st_mtime_ns, status.st_ctime_ns,
     )  # fmt: skip
     return "|".join(map(str, fields))
+
+
+def check_identity(path: Path, identity: str) -> None:
+    """Refuses a file that is no longer the one that `identify_file` saw.
+
+    Raises:
+        InputError: It was written to, replaced or removed.
+    """
+    if identify_file(path) != identity:
+        raise InputError(
+            "the file changed while it was read",
+            where=str(path),
+            hint="wait until the download or copy has ended, then run again",
+        )

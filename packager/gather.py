@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
-from packager.base.file import is_identity_file, is_tokenizer_file
-from packager.errors import BaseError
+from packager.base.file import is_identity_file, is_tokenizer_file, list_model_files
+from packager.digest import check_identity, identify_file
+from packager.errors import BaseError, InputError
 from packager.license import LicenseFinding, choose_license, find_license
 from packager.lock import locate_base
 from packager.manifest import Evidence
@@ -17,6 +19,8 @@ from packager.plan import AdapterSource, BaseSource
 from packager.progress import Progress
 from packager.untrusted import read_json_object, resolve_inside
 
+_READ = ("adapter_config.json", "adapter_model.safetensors")
+_MAX_TOKEN_ID = 1 << 31
 _MAX_TOKENIZER_BYTES = 256 << 20
 _UNFIT_FOR_NAMES = re.compile(r"[^\w.-]+")
 
@@ -30,12 +34,24 @@ class Gathered:
         base: For the plan.
         ref: The exact base.
         finding: What the base says of its licence.
+        identities: Of the adapters' files, as `identify_file` gave them before they were read.
     """
 
     adapters: tuple[AdapterSource, ...]
     base: BaseSource
     ref: BaseRef
     finding: LicenseFinding
+    identities: Mapping[Path, str]
+
+    def check_unchanged(self) -> None:
+        """Refuses sources that were written to since they were gathered.
+
+        Raises:
+            InputError: A file was changed, replaced or removed.
+        """
+        self.ref.check_unchanged()
+        for path, identity in self.identities.items():
+            check_identity(path, identity)
 
 
 def gather(
@@ -62,6 +78,9 @@ def gather(
         BaseError: The base cannot be found, or two adapters have different bases.
         LicenseError: The licence is unknown or contradicts the base's.
     """
+    identities = {
+        path: identity for _, folder in adapters for path, identity in _identify(folder).items()
+    }
     specs = [(name, read_adapter(folder)) for name, folder in adapters]
     progress.stage("identify the base")
     found = [
@@ -76,7 +95,8 @@ def gather(
     chosen = choose_license(finding, license_id) if licensed else ""
     index = read_base(ref.directory)
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
-    return Gathered(sources, _base_source(ref, index, evidence, chosen, finding), ref, finding)
+    source = _base_source(ref, index, evidence, chosen, finding)
+    return Gathered(sources, source, ref, finding, identities)
 
 
 def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:
@@ -86,11 +106,8 @@ def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:
         UnsafeInputError: A file is a link that leads outside.
         InputError: The tokenizer is damaged.
     """
-    files = {
-        file: (resolve_inside(spec.directory, file, where=str(spec.directory))).stat().st_size
-        for file in sorted(_names(spec.directory))
-        if is_tokenizer_file(file)
-    }
+    names = [name for name in list_model_files(spec.directory) if is_tokenizer_file(name)]
+    files = {name: _size_inside(spec.directory, name) for name in names}
     return AdapterSource(
         name or default_name(spec.directory), spec, files, count_tokens(spec.directory)
     )
@@ -117,12 +134,21 @@ def count_tokens(directory: Path) -> int | None:
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
-        ids = [value for value in vocabulary.values() if isinstance(value, int)]
+        ids = list(vocabulary.values())
     else:
         ids = [len(vocabulary) - 1] if isinstance(vocabulary, list) else []
-    for token in document.get("added_tokens") or []:
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            ids.append(token["id"])
+    added = document.get("added_tokens")
+    if isinstance(added, list):
+        ids += [token["id"] for token in added if isinstance(token, dict) and "id" in token]
+    for token_id in ids:
+        if type(token_id) is not int or not -1 <= token_id < _MAX_TOKEN_ID:
+            raise InputError(
+                "the tokenizer is damaged: a token's id is not a whole number",
+                where=str(path),
+                expected=f"0 to {_MAX_TOKEN_ID - 1}",
+                found=repr(token_id)[:40],
+                hint="save the tokenizer again with save_pretrained",
+            )
     return max(ids) + 1 if ids else None
 
 
@@ -135,14 +161,9 @@ def _base_source(
         license=license_id,
         index=index,
         files={
-            name: (ref.directory / name).stat().st_size
-            for name in ref.names
-            if is_identity_file(name)
+            name: _size_inside(ref.directory, name) for name in ref.names if is_identity_file(name)
         },
-        documents={
-            name: (resolve_inside(ref.directory, name, where=str(ref.directory))).stat().st_size
-            for name in finding.documents
-        },
+        documents={name: _size_inside(ref.directory, name) for name in finding.documents},
         token_count=count_tokens(ref.directory),
     )
 
@@ -162,7 +183,21 @@ def _one_base(specs: list[tuple[str | None, AdapterSpec]], refs: list[BaseRef]) 
     return first
 
 
-def _names(directory: Path) -> list[str]:
-    top = [path.name for path in directory.iterdir() if path.is_file()]
-    nested = directory.glob("additional_chat_templates/*.jinja")
-    return [*top, *(path.relative_to(directory).as_posix() for path in nested)]
+def _identify(folder: Path) -> dict[Path, str]:
+    if not folder.is_dir():
+        return {}
+    names = [name for name in list_model_files(folder) if name in _READ or is_tokenizer_file(name)]
+    return {folder / name: identify_file(folder / name) for name in names}
+
+
+def _size_inside(folder: Path, name: str) -> int:
+    path = resolve_inside(folder, name, where=str(folder))
+    try:
+        return path.stat().st_size
+    except OSError as problem:
+        raise InputError(
+            "the file cannot be read",
+            where=str(path),
+            found=problem.strerror or "an I/O error",
+            hint="copy or download the folder again",
+        ) from problem

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from packager import __version__
-from packager.bundle import Staging, check_absent, check_free_space, write_text
+from packager.bundle import Staging, check_absent, check_free_space, make_folder, write_text
 from packager.digest import content_digest
 from packager.errors import ProofError
 from packager.gather import Gathered, gather
@@ -101,6 +101,7 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         _write_report(staging.root, proof)
         manifest = _make_manifest(plan, gathered, entries, request.options)
         write_text(staging.root / MANIFEST_NAME, render_manifest(manifest))
+        gathered.check_unchanged()
         staging.commit()
     return Release(staging.out, plan, manifest, proof)
 
@@ -135,6 +136,7 @@ def merge_to_folder(
     check_free_space(out, plan.output_bytes)
     with Staging(out) as staging:
         entries = tuple(write_target(staging.root, plan.targets[0], gathered, progress))
+        gathered.check_unchanged()
         staging.commit()
     return entries
 
@@ -145,7 +147,7 @@ def _write_folder(
     from packager.emit import write_target
 
     folder = root / target.path
-    folder.mkdir(parents=True)
+    make_folder(folder)
     for entry in write_target(folder, target, gathered, progress):
         yield replace(entry, path=f"{target.path}/{entry.path}")
 
@@ -179,6 +181,7 @@ def _prove(
     for target in proof.targets:
         for level, reason in target.skipped.items():
             progress.say(f"note: {target.target}/{target.name}: {level} not checked: {reason}")
+    gathered.check_unchanged()
     require_passed(proof)
     return proof
 

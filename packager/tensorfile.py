@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from packager.untrusted import parse_json_object
 
 MAX_HEADER_BYTES = 100_000_000
 _MAX_NAME = 1024
+_PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -79,7 +81,14 @@ def read_header(path: Path) -> TensorFile:
     """
     where = str(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                "the weights file is not a regular file",
+                where=where,
+                hint="check the path; download the folder again",
+            )
+        size = status.st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = _header_length(start, size, where)
@@ -179,7 +188,7 @@ def _header_length(start: bytes, size: int, where: str) -> int:
     length = int.from_bytes(start, "little")
     if len(start) == 8 and 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         return length
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+    if start[:2] in _PICKLE_STARTS:
         raise UnsafeInputError(
             "the weights are a pickle under another name",
             where=where,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,17 @@ from packager.errors import InputError, UnsafeInputError
 MAX_CONFIG_BYTES = 16 << 20
 """The largest JSON or text file that is read whole, in bytes."""
 
+MAX_JSON_VALUES = 8_000_000
+"""The most values of a JSON document; parsed, they take up to 200 bytes each."""
+
+_HINT_OTHER_FILE = "check that this is the file that you meant"
 _MAX_DEPTH = 64
-_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")
+_NAME = re.compile(r"[^\x00-\x1f\x7f/\\\ud800-\udfff]{1,255}")
+_MAX_PART_BYTES = 255
+_MAX_PARTS = 16
 _RESERVED = {"", ".", ".."}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def check_relative_name(name: str, *, where: str) -> str:
@@ -25,11 +35,11 @@ def check_relative_name(name: str, *, where: str) -> str:
         where: The file that holds the name, for the error.
 
     Raises:
-        UnsafeInputError: The name is absolute, climbs with `..`, is empty, or holds control
-            characters, backslashes or a drive letter.
+        UnsafeInputError: The name is absolute, climbs with `..`, is empty, too long for a file
+            system, or holds control characters, backslashes, half characters or a drive letter.
     """
     parts = name.split("/")
-    plain = all(part not in _RESERVED and _NAME.fullmatch(part) for part in parts)
+    plain = len(parts) <= _MAX_PARTS and all(map(_is_plain, parts))
     if plain and not (len(parts[0]) > 1 and parts[0][1] == ":"):
         return name
     raise UnsafeInputError(
@@ -54,11 +64,12 @@ def resolve_inside(root: Path, name: str, *, where: str) -> Path:
         UnsafeInputError: The name or its link target lies outside.
     """
     path = root / check_relative_name(name, where=where)
-    real_root = root.resolve()
+    # Unlike Path.resolve, realpath takes a link to itself for what it is: a file that is missing.
+    real_root = Path(os.path.realpath(root))
     allowed = [real_root]
     if real_root.parent.name == "snapshots":
         allowed.append(real_root.parent.parent / "blobs")
-    real = path.resolve()
+    real = Path(os.path.realpath(path))
     if any(real.is_relative_to(place) for place in allowed):
         return path
     raise UnsafeInputError(
@@ -68,6 +79,34 @@ def resolve_inside(root: Path, name: str, *, where: str) -> Path:
         found=str(real),
         hint="replace the link by the file itself",
     )
+
+
+def check_folder_name(folder: Path) -> None:
+    """Refuses a folder whose path cannot be written into a UTF-8 file, such as a manifest.
+
+    Raises:
+        InputError: The path holds bytes that are not UTF-8.
+    """
+    path = str(folder.absolute())
+    if _SURROGATE.search(path):
+        raise InputError(
+            "the folder's path is not UTF-8 text",
+            where=repr(path)[:200],
+            expected="a name in UTF-8",
+            hint="rename the folder",
+        )
+
+
+def find_folder(text: str) -> Path | None:
+    """Returns the folder that a text names, `~` expanded, or None where there is none.
+
+    The text may be anything: too long, with null characters, with an unknown user's home.
+    """
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
@@ -87,7 +126,9 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
             data = file.read(max_bytes + 1)
     except OSError as problem:
         raise InputError(
-            "the file cannot be read", where=str(path), found=problem.strerror or "an I/O error",
+            "the file cannot be read",
+            where=str(path),
+            found=problem.strerror or "an I/O error",
             hint="check the path and its permissions",
         ) from problem
     if len(data) > max_bytes:
@@ -95,8 +136,8 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
             "the file is too large to be what its name says",
             where=str(path),
             expected=f"at most {max_bytes} bytes",
-            found=f"{path.stat().st_size} bytes",
-            hint="check that this is the file that you meant",
+            found="more",
+            hint=_HINT_OTHER_FILE,
         )
     return data
 
@@ -119,22 +160,24 @@ def read_text(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> str:
 
 
 def parse_json_object(data: bytes | str, *, where: str) -> dict[str, Any]:
-    """Parses one JSON object, refusing duplicate keys and absurd nesting.
+    """Parses one JSON object, refusing what programs read differently or cannot hold.
 
     Raises:
-        InputError: Not JSON, not an object, a key twice, or nested deeper than 64.
+        InputError: Not JSON in UTF-8, not an object, a key twice, more than `MAX_JSON_VALUES`
+            values, nested deeper than 64, or text that holds half a character.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping = dict(pairs)
-        if len(mapping) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError("a JSON key stands twice", where=where, found=repr(twice)[:200])
-        return mapping
-
     try:
-        value = json.loads(data, object_pairs_hook=unique)
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        count = sum(map(text.count, "[{,"))
+        if count > MAX_JSON_VALUES:
+            raise InputError(
+                "the JSON document holds too many values",
+                where=where,
+                expected=f"at most {MAX_JSON_VALUES:,}",
+                found=f"about {count:,}",
+                hint=_HINT_OTHER_FILE,
+            )
+        value = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
     except (ValueError, RecursionError) as problem:
         raise InputError(
             "the file is not valid JSON",
@@ -144,9 +187,13 @@ def parse_json_object(data: bytes | str, *, where: str) -> dict[str, Any]:
         ) from problem
     if not isinstance(value, dict):
         raise InputError(
-            "the JSON document is not an object", where=where, found=type(value).__name__
+            "the JSON document is not an object",
+            where=where,
+            expected="{…}",
+            found=type(value).__name__,
+            hint=_HINT_OTHER_FILE,
         )
-    _check_depth(value, where=where)
+    _check_depth(value, where=where, texts=_SURROGATE_ESCAPE.search(text) is not None)
     return value
 
 
@@ -159,9 +206,33 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[s
     return parse_json_object(read_bytes(path, max_bytes=max_bytes), where=str(path))
 
 
-def _check_depth(value: Any, *, where: str) -> None:
+def _is_plain(part: str) -> bool:
+    return (
+        part not in _RESERVED
+        and _NAME.fullmatch(part) is not None
+        and len(part.encode()) <= _MAX_PART_BYTES
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) == len(pairs):
+        return mapping
+    twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    raise InputError(
+        "a JSON key stands twice",
+        where=where,
+        found=repr(twice)[:200],
+        hint="remove one of the two, or download the file again",
+    )
+
+
+def _check_depth(value: Any, *, where: str, texts: bool) -> None:
+    """Refuses deep nesting and, where `texts` is set, strings that UTF-8 cannot carry."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
+        if texts:
+            _check_texts(level, where)
         level = [
             child
             for item in level
@@ -174,5 +245,18 @@ def _check_depth(value: Any, *, where: str) -> None:
         "the JSON document is nested too deeply",
         where=where,
         expected=f"at most {_MAX_DEPTH} levels",
-        hint="check that this is the file that you meant",
+        hint=_HINT_OTHER_FILE,
     )
+
+
+def _check_texts(values: list[Any], where: str) -> None:
+    for value in values:
+        for text in value if isinstance(value, dict) else [value]:
+            if isinstance(text, str) and _SURROGATE.search(text):
+                raise InputError(
+                    "the JSON document holds half a character",
+                    where=where,
+                    expected="surrogate escapes in pairs",
+                    found=repr(text)[:80],
+                    hint="do not use this file; ask its author for a clean one",
+                )

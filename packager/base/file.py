@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
+
+from packager.errors import InputError
 
 # Source: transformers 5.x, tokenization_utils_base.py (file names and chat templates),
 # tokenization_mistral_common.py (tekken.json), and the vocab_files_names of its tokenizers.
@@ -20,6 +23,27 @@ PROCESSOR_PATTERNS = (
 CONFIG_PATTERNS = ("config.json", "generation_config.json")
 DOCUMENT_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 CARD_NAME = "README.md"
+
+
+def list_model_files(directory: Path) -> list[str]:
+    """Returns the relative paths of the files at the top of a model folder, sorted.
+
+    Of the folders in it, only `additional_chat_templates` is looked into.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    try:
+        top = [path.name for path in directory.iterdir() if path.is_file()]
+        nested = directory.glob("additional_chat_templates/*.jinja")
+        return sorted([*top, *(path.relative_to(directory).as_posix() for path in nested)])
+    except OSError as problem:
+        raise InputError(
+            "the folder cannot be listed",
+            where=str(directory),
+            found=problem.strerror or "an I/O error",
+            hint="check the path and its permissions",
+        ) from problem
 
 
 def is_tokenizer_file(name: str) -> bool:

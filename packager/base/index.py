@@ -17,6 +17,8 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
+_MAX_INDEX_BYTES = 64 << 20
+
 HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight")
 # Source: transformers 5.x, models/*/modeling_*.py: the parameter that get_input_embeddings
 # returns, by the name that checkpoints store.
@@ -120,7 +122,7 @@ def read_base(directory: Path) -> BaseIndex:
             where=str(directory),
             hint="give a folder with --base DIR, or a Hub model with --base org/name@revision",
         )
-    config = read_json_object(directory / CONFIG_NAME)
+    config = read_json_object(resolve_inside(directory, CONFIG_NAME, where=str(directory)))
     files = tuple(read_header(path) for path in _weight_files(directory))
     tensors: dict[str, TensorRef] = {}
     for file in files:
@@ -148,12 +150,12 @@ def weight_file_names(directory: Path) -> tuple[str, ...]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index_path = directory / INDEX_NAME
+    index_path = resolve_inside(directory, INDEX_NAME, where=str(directory))
     if index_path.exists():
         names = sorted(set(_weight_map(index_path).values()))
         paths = [resolve_inside(directory, name, where=str(index_path)) for name in names]
     else:
-        paths = [directory / SINGLE_NAME]
+        paths = [resolve_inside(directory, SINGLE_NAME, where=str(directory))]
     for path in paths:
         check_not_pickle(path)
     missing = [path for path in paths if not path.exists()]
@@ -172,7 +174,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _weight_map(index_path: Path) -> dict[str, str]:
-    raw = read_json_object(index_path, max_bytes=256 << 20).get("weight_map")
+    raw = read_json_object(index_path, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
     if (
         isinstance(raw, dict)
         and raw

@@ -8,11 +8,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from packager.base.file import is_identity_file
+from packager.base.file import is_identity_file, list_model_files
 from packager.base.index import INDEX_NAME, weight_file_names
-from packager.digest import OnBytes, content_digest, hash_files
+from packager.digest import (
+    OnBytes,
+    check_identity,
+    content_digest,
+    hash_files,
+    identify_file,
+)
 from packager.errors import BaseError
 from packager.manifest import FileEntry
+from packager.untrusted import check_folder_name, find_folder, resolve_inside
 
 _REPO = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[^\s@]{1,255}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,6 +39,7 @@ class BaseRef:
         gated: Whether the Hub asks for an agreement before download.
         license: What the Hub says its licence is, or None.
         names: Of weights, index, configuration and tokenizer files, in path order.
+        identities: Of the same files, as `identify_file` gave them when they were found.
         on_bytes: Progress of hashing.
     """
 
@@ -41,6 +49,7 @@ class BaseRef:
     gated: bool
     license: str | None
     names: tuple[str, ...]
+    identities: tuple[str, ...] = field(compare=False, repr=False)
     on_bytes: OnBytes | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -51,6 +60,15 @@ class BaseRef:
             InputError: A file cannot be read.
         """
         return hash_files(self.directory, self.names, self.on_bytes)
+
+    def check_unchanged(self) -> None:
+        """Refuses a base that was written to since it was found.
+
+        Raises:
+            InputError: A file was changed, replaced or removed.
+        """
+        for name, identity in zip(self.names, self.identities, strict=True):
+            check_identity(self.directory / name, identity)
 
     @property
     def digest(self) -> str:
@@ -77,8 +95,8 @@ def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> Base
         BaseError: Not found, gated, offline, or not a checkpoint.
         BaseMismatchError: A downloaded file is not what the Hub says it is.
     """
-    path = Path(ref).expanduser()
-    if path.is_dir():
+    path = find_folder(ref)
+    if path is not None:
         return read_local_base(path, on_bytes=on_bytes)
     match = _REPO.fullmatch(ref)
     if match is None or ref.startswith(("/", "./", "../", "~")):
@@ -98,12 +116,15 @@ def read_local_base(directory: Path, *, on_bytes: OnBytes | None = None) -> Base
 
     Raises:
         BaseError: The folder is not a checkpoint.
-        UnsafeInputError: The weights are pickles.
+        UnsafeInputError: The weights are pickles, or a file is a link that leads outside.
     """
-    names = [path.relative_to(directory).as_posix() for path in _files_below(directory)]
+    check_folder_name(directory)
+    names = list_model_files(directory)
     weights = weight_file_names(directory)
     identity = [name for name in names if is_identity_file(name)]
     index = [INDEX_NAME] if INDEX_NAME in names else []
+    chosen = tuple(sorted({*weights, *identity, *index}))
+    paths = [resolve_inside(directory, name, where=str(directory)) for name in chosen]
     repo, commit = _snapshot_origin(directory)
     return BaseRef(
         repo=repo,
@@ -111,14 +132,10 @@ def read_local_base(directory: Path, *, on_bytes: OnBytes | None = None) -> Base
         directory=directory.absolute(),
         gated=False,
         license=None,
-        names=tuple(sorted({*weights, *identity, *index})),
+        names=chosen,
+        identities=tuple(map(identify_file, paths)),
         on_bytes=on_bytes,
     )
-
-
-def _files_below(directory: Path) -> list[Path]:
-    top = [path for path in directory.iterdir() if path.is_file()]
-    return sorted([*top, *directory.glob("additional_chat_templates/*.jinja")])
 
 
 def _snapshot_origin(directory: Path) -> tuple[str | None, str | None]:

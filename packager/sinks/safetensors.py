@@ -189,6 +189,12 @@ def output_error(problem: OSError, where: Path) -> OutputError:
         errno.EROFS: "give an --out that can be written",
         errno.EACCES: "give an --out that can be written",
         errno.EPERM: "give an --out that can be written",
+        errno.ENOTDIR: "give an --out whose parent is a folder",
+        errno.EEXIST: "give another --out",
+        errno.ENAMETOOLONG: "give a shorter --out",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
+        errno.ENFILE: "close other programs: the machine has no open files left",
     }
     return OutputError(
         "the output cannot be written",
