@@ -10,7 +10,7 @@ from packager.hub.client import ask, client, endpoint, silence
 from packager.hub.remote import check_repo_id
 from packager.progress import Progress, Silent
 from packager.publish.check import check_bundle, check_cards, check_no_local_paths
-from packager.publish.plan import PublishedRepo, RepoPlan, plan_repos
+from packager.publish.plan import PublishedRepo, RepoPlan, name_warnings, plan_repos
 from packager.publish.readback import check_published
 from packager.publish.right import check_rights
 from packager.publish.state import (
@@ -60,6 +60,8 @@ def publish_hub(
         check_repo_id(plan.repo)
     check_bundle(bundle, manifest, told)
     check_no_local_paths(bundle, manifest, plans)
+    for line in name_warnings(manifest.base.license, plans):
+        told.say(line)
     with silence():
         told.stage("asking the Hub")
         states = [read_state(plan.repo) for plan in plans]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from packager.errors import HubError
 from packager.manifest import FileEntry, Manifest, TargetRecord
+from packager.obligation import name_prefix
 
 State = Literal["new", "changed", "unchanged"]
 """Against the repository's head: not there, there with other content, there as it is."""
@@ -119,6 +121,24 @@ def target_files(manifest: Manifest, record: TargetRecord) -> tuple[FileEntry, .
         for entry in sorted(manifest.files, key=lambda entry: entry.path)
         if entry.path.startswith(prefix)
     )
+
+
+def name_warnings(license_id: str, plans: Iterable[RepoPlan]) -> tuple[str, ...]:
+    """Says which repositories are not named as the base's licence asks, one line each."""
+    prefix = name_prefix(license_id)
+    if prefix is None:
+        return ()
+    return tuple(
+        f"warning: the licence {license_id} asks for a name that begins with {prefix!r}; "
+        f"{plan.repo} does not"
+        for plan in plans
+        if not _letters(plan.repo.partition("/")[2]).startswith(_letters(prefix))
+    )
+
+
+def _letters(name: str) -> str:
+    # A repository's name holds no blanks: "Llama 3" is Llama-3 there.
+    return "".join(char for char in name.lower() if char.isalnum())
 
 
 def _repo_name(repo: str, record: TargetRecord, *, several: bool, both: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from packager import hub
-from packager.errors import BaseError, HubError, LorapackError
-from packager.hub.client import clean_text
+from packager.errors import BaseError, HubError, LorapackError, OutputError
+from packager.hub.client import ask, clean_text
 from packager.manifest import parse_manifest
 from packager.publish import plan_repos, publish_hub
+from packager.publish.plan import name_warnings
 from packager.publish.right import rights_problem
 from tests.hub.bundle import write_bundle
 from tests.loopback_hub import Client, LoopbackHub
@@ -176,6 +178,19 @@ def test_what_cannot_be_published(tmp_path: Path) -> None:
     assert plan([("merged", "pirate")], None, tmp_path / "3") == ["alice/m"]
 
 
+def test_a_name_that_the_licence_does_not_allow_is_said(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    manifest = parse_manifest((bundle / "lorapack.json").read_bytes(), where="test")
+    warnings = {
+        name: name_warnings("llama3", plan_repos(manifest, f"alice/{name}"))
+        for name in ("Llama-3-pirate", "pirate")
+    }
+    assert warnings["Llama-3-pirate"] == ()
+    (line,) = warnings["pirate"]
+    assert "begins with 'Llama 3'; alice/pirate does not" in line
+    assert name_warnings("apache-2.0", plan_repos(manifest, "alice/pirate")) == ()
+
+
 @pytest.mark.parametrize(
     "repo", ["pirate", "alice/a/b", "alice/海盗", "alice/-x", "alice/a--b", ""]
 )
@@ -199,6 +214,7 @@ def test_an_adapter_name_that_cannot_be_in_a_repository(
 
 
 SECRET = "hf_SecretThatNobodyMaySee42"
+OTHER_SECRET = "opaque.of-some/company=77"
 PASSWORD = "correct-horse-battery"
 
 
@@ -211,16 +227,17 @@ def everything_said(problem: BaseException, process: Client) -> str:
     return "\n".join((str(problem), repr(problem), fields, chain, notes, process.printed()))
 
 
+@pytest.mark.parametrize("secret", [SECRET, OTHER_SECRET])
 def test_a_token_is_in_no_error_and_no_output(
-    loopback_hub: LoopbackHub, client: StartClient, tmp_path: Path
+    loopback_hub: LoopbackHub, client: StartClient, tmp_path: Path, secret: str
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    process = client(token=SECRET, environment={"HF_DEBUG": "1"})
-    told = f"no: Bearer {SECRET} is bad"
+    process = client(token=secret, environment={"HF_DEBUG": "1"})
+    told = f"no: {secret} is bad"
     said = []
     for route in ("model_info", "whoami", "validate_yaml", "create_repo", "lfs_batch", "commit"):
         loopback_hub.reset()
-        loopback_hub.add_token(SECRET, "alice")
+        loopback_hub.add_token(secret, "alice")
         loopback_hub.fail(route, times=99, status=403, message=told)
         with pytest.raises(LorapackError) as caught:
             process.call(publish_hub, bundle, REPO)
@@ -235,10 +252,10 @@ def test_a_token_is_in_no_error_and_no_output(
     with pytest.raises(HubError) as caught:  # The Hub does not know it any more.
         process.call(publish_hub, bundle, REPO)
     said.append(everything_said(caught.value, process))
-    assert SECRET not in "\n".join(said)
+    assert secret not in "\n".join(said)
     written = [path for path in process.home.rglob("*") if path.is_file()]
     assert written
-    assert not any(SECRET.encode() in path.read_bytes() for path in written)
+    assert not any(secret.encode() in path.read_bytes() for path in written)
 
 
 def test_credentials_in_the_hubs_address_are_refused_and_not_shown(
@@ -269,6 +286,18 @@ def test_credentials_in_a_repositorys_name_are_not_shown(
         said = everything_said(caught.value, process)
         assert PASSWORD not in said
         assert SECRET not in said.replace(repr(name), "")
+
+
+def test_a_full_disk_is_said_and_not_tried_again() -> None:
+    calls = []
+
+    def fill() -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x")
+
+    with pytest.raises(OutputError, match="disk is full") as caught:
+        ask(fill)
+    assert (len(calls), caught.value.where) == (1, "/cache/blobs/x")
 
 
 def test_signed_addresses_lose_their_signature() -> None:
