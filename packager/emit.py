@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from packager.basecopy import check_base_copies
 from packager.bundle import copy_new, write_text
 from packager.digest import hash_file
 from packager.gather import Gathered
@@ -43,12 +44,14 @@ def write_target(
 
     Raises:
         AdapterError: NaN or infinity in the adapter or the result.
+        BaseMismatchError: The adapter carries a weight that the base does not have.
         InputError: A source file cannot be read.
         OutputError: The disk is full or fails.
     """
+    source = next(item for item in gathered.adapters if item.name == target.name)
+    check_base_copies(source, gathered.base.index)
     if target.shards:
         yield from _write_weights(folder, target, gathered, progress)
-    source = next(item for item in gathered.adapters if item.name == target.name)
     for file in target.files:
         if file.path != CARD_NAME:
             _write_file(folder, file, target, source, gathered)

@@ -91,7 +91,7 @@ def _bias(config: AdapterConfig) -> str | None:
     return None if value in ("none", None) else _short(value)
 
 
-_BASE_KEEPING_INITS = (True, False, "true", "false", "gaussian", "orthogonal", "eva", None)
+_BASE_KEEPING_INITS = (True, False, "true", "false", "gaussian", "orthogonal", "eva", "mica", None)
 
 
 def _base_changing_init(config: AdapterConfig) -> str | None:
@@ -184,6 +184,15 @@ def find_features(config: AdapterConfig) -> tuple[Feature, ...]:
 def tensor_feature(name: str, detail: str) -> Feature:
     """Returns a feature that only the tensors show, such as LoRA on an embedding."""
     return Feature(name, detail, _support(_Rule(name, lambda _: None, _NOT_MERGED, _refused())))
+
+
+def base_copy_feature(modules: str) -> Feature:
+    """Returns the feature of an adapter that carries weights of the base besides its own.
+
+    Source: vLLM 0.32.0, vllm/lora/utils.py, is_base_embedding_weights: passed over at load.
+    """
+    merged = Support("works", "has to equal the base's weight, which is checked")
+    return Feature("copy of base weights", modules, _support(_Rule("", str, merged, _SERVED)))
 
 
 def _support(rule: _Rule) -> dict[Target, Support]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from packager.adapter.config import AdapterConfig, parse_adapter_config
-from packager.adapter.feature import Feature, find_features, tensor_feature
+from packager.adapter.feature import (
+    Feature,
+    base_copy_feature,
+    find_features,
+    tensor_feature,
+)
 from packager.errors import AdapterError
 from packager.tensorfile import TensorRef, check_not_pickle, read_header
 from packager.untrusted import read_json_object
@@ -20,13 +26,18 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 # Source: PEFT 0.21, src/peft/utils/save_and_load.py: the wrapper's prefix, the module's dotted
 # name, then the parameter without the adapter's name.
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+# Source: the same file, get_peft_model_state_dict, save_embedding_layers: where LoRA is on the
+# head, PEFT saves the frozen weight below it too.
+_COPY = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.weight")
 _TENSOR_FEATURES = (
     ("lora_embedding", "LoRA on embeddings"),
     ("lora_magnitude_vector", "DoRA magnitudes"),
     (".lora_B.bias", "biases of lora_B"),
-    ("base_layer", "LoRA on fused parameters"),
+    (".base_layer.lora_", "LoRA on fused parameters"),
     ("token_adapter", "trained token rows"),
 )
+_RESHAPING = ("target_parameters", "use_bdlora", "use_qalora")
+"""Fields that give the pairs other shapes than (rank, in) and (out, rank)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class LoraModule:
         rank: Rows of `lora_a`.
         alpha: From the configuration.
         scale: Factor of B·A.
+        base_copy: The base's own weight, where it was saved along, shape
+            (out_features, in_features); it has to equal the base's.
     """
 
     module: str
@@ -48,6 +61,7 @@ class LoraModule:
     rank: int
     alpha: float
     scale: float
+    base_copy: TensorRef | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,9 @@ class AdapterSpec:
 
     @property
     def parameter_count(self) -> int:
-        """Trained parameters: the elements of every tensor."""
-        total = 0
-        for tensor in self.tensors:
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            total += count
-        return total
+        """Trained parameters: the elements of every tensor but copies of the base's."""
+        copies = [item.base_copy for item in self.modules.values() if item.base_copy is not None]
+        return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor not in copies)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -131,7 +140,7 @@ def read_adapter(directory: Path) -> AdapterSpec:
         modules=modules,
         tensors=header.tensors,
         leftover=leftover,
-        features=(*find_features(config), *_features_of_tensors(leftover, config)),
+        features=(*find_features(config), *_features_of_tensors(leftover, modules, config)),
         weights_bytes=status.st_size,
         made_at=datetime.fromtimestamp(status.st_mtime, UTC),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
@@ -161,25 +170,47 @@ def _find_weights(directory: Path) -> Path:
 def _sort_tensors(
     tensors: tuple[TensorRef, ...], config: AdapterConfig, where: str
 ) -> tuple[dict[str, LoraModule], tuple[str, ...]]:
-    pairs: dict[str, dict[str, TensorRef]] = {}
-    leftover: list[str] = []
-    for tensor in tensors:
-        key = _KEY.fullmatch(tensor.name)
-        if key is None or config.peft_type != "LORA":
-            leftover.append(tensor.name)
-        else:
-            pairs.setdefault(key["module"], {})[key["part"]] = tensor
-    modules = {name: _module(name, pairs[name], config, where) for name in sorted(pairs)}
+    """Tensors as plain LoRA modules, and the names of those that are something else."""
     if not tensors:
         raise AdapterError(
             "the adapter holds no tensors",
             where=where,
             hint="save the adapter again with PEFT's save_pretrained",
         )
-    return modules, tuple(leftover)
+    pairs: dict[str, dict[str, TensorRef]] = {}
+    copies: dict[str, TensorRef] = {}
+    for tensor in tensors if config.peft_type == "LORA" else ():
+        if (copy := _COPY.fullmatch(tensor.name)) is not None:
+            copies[copy["module"]] = tensor
+        elif (key := _KEY.fullmatch(tensor.name)) and not key["module"].endswith(".base_layer"):
+            pairs.setdefault(key["module"], {})[key["part"]] = tensor
+    modules = {
+        name: _module(name, pairs[name], copies.get(name), config, where)
+        for name in sorted(pairs)
+        if not _has_other_shapes(pairs[name], config)
+    }
+    used = {
+        ref.name
+        for module in modules.values()
+        for ref in (module.lora_a, module.lora_b, module.base_copy)
+        if ref is not None
+    }
+    return modules, tuple(tensor.name for tensor in tensors if tensor.name not in used)
 
 
-def _module(name: str, pair: dict[str, TensorRef], config: AdapterConfig, where: str) -> LoraModule:
+def _has_other_shapes(pair: dict[str, TensorRef], config: AdapterConfig) -> bool:
+    """Tells whether a pair is not of matrices of one linear layer, by design."""
+    reshaped = any(config.raw.get(field) for field in _RESHAPING)
+    return reshaped or any(len(tensor.shape) > 2 for tensor in pair.values())
+
+
+def _module(
+    name: str,
+    pair: dict[str, TensorRef],
+    base_copy: TensorRef | None,
+    config: AdapterConfig,
+    where: str,
+) -> LoraModule:
     missing = [f"lora_{part}" for part in "AB" if part not in pair]
     if missing:
         raise AdapterError(
@@ -200,10 +231,13 @@ def _module(name: str, pair: dict[str, TensorRef], config: AdapterConfig, where:
             found=f"lora_A {shapes[0]}, lora_B {shapes[1]}",
             hint="config and weights belong to different trainings, or the rank was edited",
         )
-    return LoraModule(name, lora_a, lora_b, rank, config.alpha_of(name), config.scale_of(name))
+    alpha, scale = config.alpha_of(name), config.scale_of(name)
+    return LoraModule(name, lora_a, lora_b, rank, alpha, scale, base_copy)
 
 
-def _features_of_tensors(leftover: tuple[str, ...], config: AdapterConfig) -> list[Feature]:
+def _features_of_tensors(
+    leftover: tuple[str, ...], modules: Mapping[str, LoraModule], config: AdapterConfig
+) -> list[Feature]:
     """Features that the tensors show and the configuration need not."""
     if config.peft_type != "LORA":
         return []
@@ -212,4 +246,9 @@ def _features_of_tensors(leftover: tuple[str, ...], config: AdapterConfig) -> li
         count = sum(mark in tensor for tensor in leftover)
         if count:
             found.append(tensor_feature(name, f"{count} tensors"))
-    return found
+    reshaped = any(config.raw.get(field) for field in _RESHAPING)
+    count = sum(_KEY.fullmatch(name) is not None for name in leftover)
+    if count and not found and not reshaped:
+        found.append(tensor_feature("LoRA on convolutions", f"{count} tensors"))
+    copies = [name for name, module in modules.items() if module.base_copy is not None]
+    return [*found, *([base_copy_feature(", ".join(copies))] if copies else [])]

@@ -73,9 +73,14 @@ def plan_adapter_files(source: AdapterSource, base: BaseSource) -> tuple[Planned
 
 
 def needs_folding(source: AdapterSource) -> bool:
-    """Tells whether some loaders would read another scale than PEFT does."""
+    """Tells whether some loaders would read another scale than PEFT does.
+
+    Only plain LoRA has a normalised form; with anything else beside the pairs, folding the scale
+    into them would make another adapter.
+    """
     config = source.spec.config
-    return config.use_rslora or bool(config.rank_pattern) or bool(config.alpha_pattern)
+    plain = all(item.support["merged"].status == "works" for item in source.spec.features)
+    return plain and (config.use_rslora or bool(config.rank_pattern) or bool(config.alpha_pattern))
 
 
 def _tokenizer_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:

@@ -19,7 +19,7 @@ from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_sha
 from packager.plan.option import ReleaseOptions
 from packager.plan.rule import plan_tensors, unties_head
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import SCHEMA_VERSION, ReleasePlan, TargetPlan
+from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan
 from packager.tensorfile import tensor_bytes
 
 EMITTED: tuple[Target, ...] = ("adapter", "merged")
@@ -44,6 +44,9 @@ def plan_release(
     targets: list[TargetPlan] = []
     for source in adapters:
         problems += _check_adapter(source, base)
+        # Whether it fits is asked for every target: a loader of adapters drops what does not.
+        planned, misfits = plan_tensors(source, base.index, options.dtype)
+        problems += misfits
         wanted = options.targets or allowed_targets(source.spec.features)
         for target in (target for target in EMITTED if target in wanted):
             refused = _refused_features(source, target)
@@ -51,9 +54,7 @@ def plan_release(
             if target == "adapter":
                 targets.append(_plan_adapter(source, base))
             elif not refused:
-                merged, found = _plan_merged(source, base, options)
-                problems += found
-                targets.append(merged)
+                targets.append(_plan_merged(source, base, planned, options))
     problems += _check_emitted(options)
     if problems:
         raise RejectedPlanError(tuple(problems))
@@ -75,14 +76,15 @@ def _plan_adapter(source: AdapterSource, base: BaseSource) -> TargetPlan:
 
 
 def _plan_merged(
-    source: AdapterSource, base: BaseSource, options: ReleaseOptions
-) -> tuple[TargetPlan, list[LorapackError]]:
-    planned, problems = plan_tensors(source, base.index, options.dtype)
+    source: AdapterSource,
+    base: BaseSource,
+    planned: dict[str, PlannedTensor],
+    options: ReleaseOptions,
+) -> TargetPlan:
     shards = plan_shards(planned.values(), base.index, options.max_shard_bytes)
     files = plan_merged_files(source, base, shards)
     untied = unties_head(planned, base.index)
-    path = f"merged/{source.name}"
-    return TargetPlan("merged", source.name, path, shards, files, untied), problems
+    return TargetPlan("merged", source.name, f"merged/{source.name}", shards, files, untied)
 
 
 def _check_names(adapters: tuple[AdapterSource, ...]) -> list[LorapackError]:
@@ -128,8 +130,8 @@ def _check_base(index: BaseIndex) -> list[LorapackError]:
 def _check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackError]:
     problems: list[LorapackError] = []
     spec = source.spec
-    named = any(feature.name != "lora" for feature in spec.features)
-    if spec.leftover and not named:
+    explained = any(item.support["merged"].status == "not possible" for item in spec.features)
+    if spec.leftover and not explained:
         shown = ", ".join(repr(name) for name in spec.leftover[:3])
         problems.append(
             AdapterError(

@@ -45,6 +45,14 @@ def unties_head(planned: dict[str, PlannedTensor], base: BaseIndex) -> bool:
     return base.ties_embeddings and name in planned and planned[name].rule == "lora"
 
 
+def find_base_weight(module: LoraModule, base: BaseIndex) -> TensorRef | None:
+    """Returns the base's weight below a module; of a tied head it is the embedding."""
+    name = f"{module.module}.weight"
+    if name == HEAD_NAME and base.head is None and base.ties_embeddings:
+        return base.embedding
+    return base.tensors.get(name)
+
+
 def _plan_tensor(
     name: str, ref: TensorRef, module: LoraModule | None, adapter: str, dtype: str | None
 ) -> PlannedTensor:
@@ -59,6 +67,7 @@ def _plan_tensor(
         lora_b=module.lora_b.name,
         rank=module.rank,
         scale=module.scale,
+        base_copy=None if module.base_copy is None else module.base_copy.name,
     )
     return PlannedTensor(name, out, ref.shape, "lora", ref.name, (delta,))
 
@@ -71,10 +80,7 @@ def _match_modules(
     unknown: list[str] = []
     unselected: list[str] = []
     for module in source.spec.modules.values():
-        name = f"{module.module}.weight"
-        ref = base.tensors.get(name)
-        if ref is None and name == HEAD_NAME and base.ties_embeddings:
-            ref = base.embedding
+        ref = find_base_weight(module, base)
         if ref is None:
             unknown.append(module.module)
             continue
@@ -83,12 +89,18 @@ def _match_modules(
         problem = _check_fit(source, module, ref)
         if problem is not None:
             problems.append(problem)
-        targets[name] = module
-    if unknown:
+        targets[f"{module.module}.weight"] = module
+    if unknown and not _stored_elsewhere(source):
         problems.insert(0, _unknown_modules(source, base, unknown))
     if unselected:
         problems.append(_unselected_modules(source, unselected))
     return targets, problems
+
+
+def _stored_elsewhere(source: AdapterSource) -> bool:
+    """Tells whether a feature names modules otherwise than the checkpoint does."""
+    raw = source.spec.config.raw
+    return any(raw.get(field) for field in ("target_parameters", "layer_replication"))
 
 
 def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> LorapackError | None:
@@ -101,7 +113,8 @@ def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> Lor
             hint="give the 16-bit original of this base with --base",
         )
     wanted = (module.lora_b.shape[0], module.lora_a.shape[1])
-    if wanted == ref.shape:
+    copy_fits = module.base_copy is None or module.base_copy.shape == ref.shape
+    if wanted == ref.shape and copy_fits:
         return None
     return AdapterError(
         f"module {module.module!r} of the adapter has another width than the base",

@@ -32,6 +32,7 @@ class Delta:
         lora_b: Tensor name in the adapter's file, shape (out_features, rank).
         rank: Inner dimension.
         scale: Factor.
+        base_copy: Tensor name in the adapter's file of a copy of the base's weight, or None.
     """
 
     adapter: str
@@ -40,6 +41,7 @@ class Delta:
     lora_b: str
     rank: int
     scale: float
+    base_copy: str | None = None
 
 
 @dataclass(frozen=True)

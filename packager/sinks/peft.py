@@ -21,6 +21,11 @@ from packager.sinks.safetensors import METADATA, output_error
 from packager.stream import read_rows
 from packager.tensorfile import render_header
 
+PINNED_FIELDS = frozenset({"base_model_name_or_path", "revision", "inference_mode"})
+"""Fields of the configuration that a release sets; all others stay as trained."""
+FOLDED_FIELDS = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"})
+"""Fields that differ in the normalised form besides."""
+
 
 def render_pinned_config(spec: AdapterSpec, base: BaseRef) -> str:
     """Returns `adapter_config.json` naming the exact base.

@@ -10,14 +10,17 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packager.adapter import AdapterSpec, read_adapter
+from packager.adapter.spec import CONFIG_NAME
 from packager.base import read_base
 from packager.digest import content_digest, hash_files
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
+from packager.plan.layout import needs_folding
 from packager.progress import Progress
+from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.stream import adapter_tensors
-from packager.tensorfile import read_header
 from packager.verify.files import check_files
 from packager.verify.memory import available_bytes, behaviour_bytes
 from packager.verify.proof import (
@@ -179,26 +182,31 @@ def _check_target_weights(
 
 
 def _check_adapter(source: AdapterSource, folder: Path) -> WeightsCheck:
-    """The adapter's file is the one trained; its normalised form makes the same ΔW."""
-    original = {ref.name: ref for ref in source.spec.tensors}
-    kept = read_header(folder / ADAPTER_WEIGHTS)
-    wanted, found = (
-        content_digest(FileEntry(entry.path, entry.size, entry.sha256) for entry in entries)
-        for entries in (
-            hash_files(source.spec.directory, [ADAPTER_WEIGHTS]),
-            hash_files(folder, [ADAPTER_WEIGHTS]),
-        )
-    )
+    """The adapter is the one trained; its normalised form makes the same ΔW."""
+    spec = source.spec
+    kept = read_adapter(folder)
+    count = len(spec.tensors)
+    wanted, found = (hash_files(place, [ADAPTER_WEIGHTS])[0] for place in (spec.directory, folder))
     problems = [] if wanted == found else [f"{ADAPTER_WEIGHTS} is not the file as trained"]
-    rules = {"copy": (len(kept.tensors), len(original))}
-    normalised = folder / "normalised" / ADAPTER_WEIGHTS
-    if normalised.exists():
-        folded = {ref.name: ref for ref in read_header(normalised).tensors}
-        scales = {m.lora_b.name: m.scale for m in source.spec.modules.values()}
-        problems += check_folded(original, folded, scales)
-        rules["normalised"] = (len(folded), len(original))
-    count = len(original)
+    problems += _config_problems(spec, kept, PINNED_FIELDS)
+    rules = {"copy": (len(kept.tensors), count)}
+    if needs_folding(source):
+        folded = read_adapter(folder / "normalised")
+        problems += _config_problems(spec, folded, PINNED_FIELDS | FOLDED_FIELDS)
+        problems += check_folded(spec, folded)
+        rules["normalised"] = (len(folded.tensors), 2 * len(spec.modules))
     return WeightsCheck(count, count, rules, len(kept.tensors), count, (), tuple(problems))
+
+
+def _config_problems(
+    trained: AdapterSpec, kept: AdapterSpec, may_differ: frozenset[str]
+) -> list[str]:
+    wanted, found = trained.config.raw, kept.config.raw
+    return [
+        f"{kept.directory.name}/{CONFIG_NAME} has another {field!r} than as trained"
+        for field in sorted({*wanted, *found} - may_differ)
+        if wanted.get(field) != found.get(field)
+    ]
 
 
 def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:

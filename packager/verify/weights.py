@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from packager.adapter import AdapterSpec, LoraModule
 from packager.base import BaseIndex
 from packager.digest import OnBytes
 from packager.dtype import MANTISSA_BITS
@@ -133,7 +134,8 @@ def _used_names(planned: Iterable[PlannedTensor]) -> list[tuple[str, str]]:
         (delta.adapter, name)
         for tensor in planned
         for delta in tensor.deltas
-        for name in (delta.lora_a, delta.lora_b)
+        for name in (delta.lora_a, delta.lora_b, delta.base_copy)
+        if name is not None
     ]
 
 
@@ -269,28 +271,39 @@ def _layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def check_folded(
-    original: Mapping[str, TensorRef], folded: Mapping[str, TensorRef], scales: Mapping[str, float]
-) -> tuple[str, ...]:
+def check_folded(original: AdapterSpec, folded: AdapterSpec) -> tuple[str, ...]:
     """Checks that a normalised adapter makes the same ΔW, to one float32 rounding of lora_B.
 
     Args:
-        original: Tensors as trained, by name.
-        folded: Tensors of the normalised form, by name.
-        scales: Name of each lora_B → the scale that was folded into it.
+        original: As trained.
+        folded: The normalised form.
     """
+    names = original.modules.keys()
+    problems = [f"{name} is missing in the normalised form" for name in names - folded.modules]
+    problems += [f"{name} of the normalised form is left over" for name in folded.modules - names]
+    problems += [f"{name} of the normalised form is left over" for name in folded.leftover]
+    for name in names & folded.modules.keys():
+        problems += _check_folded_module(original.modules[name], folded.modules[name])
+    return tuple(sorted(problems))
+
+
+def _check_folded_module(trained: LoraModule, folded: LoraModule) -> list[str]:
+    if folded.scale != 1:
+        return [f"{folded.module} of the normalised form has scale {folded.scale:g}, not 1"]
     problems = []
-    for name, ref in original.items():
-        if name not in folded:
-            problems.append(f"{name} is missing in the normalised form")
-            continue
-        wanted = _whole(ref) * scales.get(name, 1.0)
-        found = _whole(folded[name])
-        padded = torch.zeros_like(found)
-        padded[: wanted.shape[0], : wanted.shape[1]] = wanted
-        if not bool(((found - padded).abs() <= 0.5 * _unit(padded, "F32")).all()):
-            problems.append(f"{name} of the normalised form is not the scaled original")
-    return tuple(problems)
+    for ref, found_ref, scale in (
+        (trained.lora_a, folded.lora_a, 1.0),
+        (trained.lora_b, folded.lora_b, trained.scale),
+    ):
+        wanted, found = _whole(ref) * scale, _whole(found_ref)
+        fits = all(map(int.__le__, wanted.shape, found.shape))
+        if fits:
+            padded = torch.zeros_like(found)
+            padded[: wanted.shape[0], : wanted.shape[1]] = wanted
+            fits = bool(((found - padded).abs() <= 0.5 * _unit(padded, "F32")).all())
+        if not fits:
+            problems.append(f"{ref.name} of the normalised form is not the scaled original")
+    return problems
 
 
 def _whole(ref: TensorRef) -> Tensor:
