@@ -93,7 +93,7 @@ def stream_tensors(
     with ExitStack() as stack:
         files = _OpenFiles(stack)
         pool = stack.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="merge"))
-        stack.enter_context(_single_threaded_torch())
+        stack.enter_context(single_threaded_torch())
         buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(_IN_FLIGHT + 1):
             buffers.put(bytearray())
@@ -235,7 +235,7 @@ class _OpenFiles:
         return self._descriptors[path]
 
 
-class _single_threaded_torch:  # noqa: N801 - reads as a statement where it is used
+class single_threaded_torch:  # noqa: N801 - reads as a statement where it is used
     """Keeps torch from starting threads of its own below the workers."""
 
     def __enter__(self) -> None:

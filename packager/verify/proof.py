@@ -36,7 +36,8 @@ class TensorFigure:
         layer: Number of the transformer layer, or None outside of the layers.
         delta_ratio: ‖ΔW‖ / ‖W‖, Frobenius norms, ΔW in float64.
         lost_to_rounding: ‖(W' − W) − ΔW‖ / ‖ΔW‖: what rounding to the output dtype took.
-        max_error_ulp: Largest |stored − truth|, in units of the output dtype's last place.
+        max_error_ulp: Largest |stored − truth|, in units of the output dtype's last place at the
+            larger of base and result.
     """
 
     name: str

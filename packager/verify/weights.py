@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +23,22 @@ from packager.dtype import MANTISSA_BITS
 from packager.errors import InputError
 from packager.merge import Factors
 from packager.plan import PlannedTensor
-from packager.stream import AdapterTensors, read_factors, read_rows, torch_dtype
+from packager.stream import (
+    AdapterTensors,
+    read_factors,
+    read_rows,
+    single_threaded_torch,
+    torch_dtype,
+)
 from packager.tensorfile import TensorRef
 from packager.verify.proof import TensorFigure, WeightsCheck
 
 SAMPLE_BYTES = 512 << 20
 """How much of an artefact `release` recomputes at once after writing."""
 
-_BLOCK_ELEMENTS = 1 << 20
+_WORKERS = 2
+_BLOCK_ELEMENTS = 1 << 18
+_EXPONENT_BITS = 0x7FF0000000000000
 _MIN_EXPONENT = {"F32": -126, "BF16": -126, "F16": -14}
 _LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d+)\.")
 
@@ -68,18 +77,17 @@ def check_weights(
     chosen = planned if sample_bytes is None else choose_sample(planned, sample_bytes)
     problems = _ledger(planned, artefact, sources)
     figures: list[TensorFigure] = []
-    for tensor in chosen:
-        stored = artefact.tensors.get(tensor.name)
-        if stored is None or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
-            continue
-        if tensor.rule == "lora":
-            figure, problem = _check_merged(tensor, stored, sources)
-            figures.append(figure)
-        else:
-            problem = _check_kept(tensor, stored, sources.base.tensors[tensor.source])
-        problems += [problem] if problem else []
+
+    def check(tensor: PlannedTensor) -> tuple[TensorFigure | None, str]:
+        result = _check_tensor(tensor, artefact, sources)
         if on_bytes is not None:
-            on_bytes(stored.nbytes)
+            on_bytes(tensor.nbytes)
+        return result
+
+    with single_threaded_torch(), ThreadPoolExecutor(_WORKERS) as pool:
+        for figure, problem in pool.map(check, chosen):
+            figures += [figure] if figure is not None else []
+            problems += [problem] if problem else []
     return WeightsCheck(
         checked=len(chosen),
         total=len(planned),
@@ -89,6 +97,18 @@ def check_weights(
         figures=tuple(figures),
         problems=tuple(problems),
     )
+
+
+def _check_tensor(
+    tensor: PlannedTensor, artefact: BaseIndex, sources: Sources
+) -> tuple[TensorFigure | None, str]:
+    """Checks one tensor; one that the ledger has found wanting is passed over."""
+    stored = artefact.tensors.get(tensor.name)
+    if stored is None or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
+        return None, ""
+    if tensor.rule == "lora":
+        return _check_merged(tensor, stored, sources)
+    return None, _check_kept(tensor, stored, sources.base.tensors[tensor.source])
 
 
 def choose_sample(
@@ -166,12 +186,12 @@ def _check_kept(tensor: PlannedTensor, stored: TensorRef, ref: TensorRef) -> str
 
 
 class _Sums:
-    """Running norms and the largest error of one tensor."""
+    """Running squares and the largest error of one tensor."""
 
     def __init__(self) -> None:
         self.base = self.delta = self.lost = 0.0
         self.worst = 0.0
-        self.bad_rows: list[int] = []
+        self.bad_row: int | None = None
 
 
 def _check_merged(
@@ -183,7 +203,7 @@ def _check_merged(
     for first, count in _blocks(ref.shape):
         base = read_rows(ref, first, count).double()
         found = read_rows(stored, first, count).double()
-        _compare_block(tensor, factors, first, base, found, sums)
+        _compare_block(tensor.dtype, factors, first, (base, found), sums)
     figure = TensorFigure(
         name=tensor.name,
         rule=tensor.rule,
@@ -192,42 +212,49 @@ def _check_merged(
         lost_to_rounding=math.sqrt(sums.lost / sums.delta) if sums.delta else 0.0,
         max_error_ulp=sums.worst,
     )
-    if not sums.bad_rows:
+    if sums.bad_row is None:
         return figure, ""
     return figure, (
         f"{tensor.name} is not base + adapter: off by up to {sums.worst:.3g} units in the last "
-        f"place, first in row {sums.bad_rows[0]}"
+        f"place, first in row {sums.bad_row}"
     )
 
 
 def _compare_block(
-    tensor: PlannedTensor,
+    dtype: str,
     factors: tuple[Factors, ...],
     first: int,
-    base: Tensor,
-    found: Tensor,
+    values: tuple[Tensor, Tensor],
     sums: _Sums,
 ) -> None:
-    """Adds one block of rows, all in float64, to the sums."""
+    """Adds one block of rows of (base, stored), float64, to the sums."""
+    base, found = values
     rows = slice(first, first + base.shape[0])
-    delta = sum(
-        (item.scale * (item.lora_b[rows] @ item.lora_a) for item in factors),
-        start=torch.zeros_like(base),
-    )
+    delta = torch.zeros_like(base)
+    for item in factors:
+        delta.addmm_(item.lora_b[rows], item.lora_a, alpha=item.scale)
     truth = base + delta
-    error = (found - truth).abs_()
-    unit = _unit(truth, tensor.dtype)
-    over = error > 0.5 * unit * (1 + 1e-6)
-    # NaN compares false with everything, so it is asked for by itself.
-    over |= ~torch.isfinite(found)
-    if bool(over.any()):
-        over &= ~(error <= 0.5 * unit + _accumulation(base, factors, rows, tensor.dtype))
-    sums.worst = max(sums.worst, float((error / unit).max()))
-    sums.base += float(base.square().sum())
-    sums.delta += float(delta.square().sum())
-    sums.lost += float((found - base - delta).square_().sum())
-    if bool(over.any()):
-        sums.bad_rows.append(first + int(over.any(dim=1).nonzero()[0]))
+    unit = _unit(truth, dtype)
+    error = found.sub_(truth)
+    sums.base += _square_sum(base)
+    sums.delta += _square_sum(delta)
+    sums.lost += _square_sum(error)
+    error.abs_()
+    worst = float((error / unit).max())
+    if worst <= 0.5:
+        sums.worst = max(sums.worst, worst)
+        return
+    # Where base and delta cancel, the result has a finer last place than what was added.
+    coarse = float((error / _unit(torch.maximum(base.abs(), truth.abs()), dtype)).max())
+    sums.worst = max(sums.worst, coarse) if math.isfinite(coarse) else math.inf
+    bad = ~(error <= 0.5 * unit + _accumulation(base, factors, rows, dtype))  # catches NaN too
+    if sums.bad_row is None and bool(bad.any()):
+        sums.bad_row = first + int(bad.any(dim=1).nonzero()[0])
+
+
+def _square_sum(values: Tensor) -> float:
+    flat = values.flatten()
+    return float(torch.dot(flat, flat))
 
 
 def _accumulation(base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype: str) -> Tensor:
@@ -245,10 +272,12 @@ def _accumulation(base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype
 
 
 def _unit(values: Tensor, dtype: str) -> Tensor:
-    """One unit in the last place of `dtype` at each value, float64."""
-    exponent = torch.frexp(values).exponent - 1
-    exponent = exponent.clamp_(min=_MIN_EXPONENT[dtype]) - MANTISSA_BITS[dtype]
-    return torch.ldexp(torch.ones_like(values), exponent)
+    """One unit in the last place of `dtype` at each value.
+
+    The exponent bits of a float64, taken alone, are the power of two below its magnitude.
+    """
+    power = values.view(torch.int64).bitwise_and(_EXPONENT_BITS).view(torch.float64)
+    return power.clamp_(min=2.0 ** _MIN_EXPONENT[dtype]).mul_(2.0 ** -MANTISSA_BITS[dtype])
 
 
 def _row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
