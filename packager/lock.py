@@ -13,11 +13,12 @@ from packager import __version__
 from packager.adapter import AdapterSpec
 from packager.base import BaseRef, read_base, resolve_base
 from packager.base.file import is_chat_template, is_tokenizer_file
-from packager.base.ref import Say
+from packager.base.ref import Say, is_pin
 from packager.digest import OnBytes, content_digest, differing_files
 from packager.errors import BaseError, BaseMismatchError, InputError, OutputError
-from packager.manifest import Evidence, FileEntry
-from packager.untrusted import check_relative_name, parse_json_object, read_bytes
+from packager.manifest import Evidence, FileEntry, parse_files
+from packager.record import check_fields
+from packager.untrusted import find_folder, parse_json_object, read_bytes
 
 LOCK_NAME = "base.lock.json"
 SCHEMA_VERSION = 1
@@ -86,16 +87,18 @@ def parse_lock(text: bytes | str, *, where: str) -> BaseLock:
     """Parses `base.lock.json`.
 
     Raises:
-        InputError: Unknown schema, a missing field, or a digest that does not match its files.
+        InputError: Unknown schema, a missing or wrong field, or a digest that does not match its
+            files.
     """
     raw = parse_json_object(text, where=where)
     try:
         if raw["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {raw['schema_version']!r}")
-        files = tuple(FileEntry(**item) for item in raw.pop("files"))
-        for entry in files:
-            check_relative_name(entry.path, where=where)
+        files = parse_files(raw.pop("files"), where=where)
         lock = BaseLock(files=files, **raw)
+        check_fields(lock)
+        if lock.repo is not None and not is_pin(lock.repo, lock.commit):
+            raise ValueError(f"repository {lock.repo!r:.80} at {lock.commit!r:.60}")
         if content_digest(files) != lock.digest:
             raise ValueError("the digest is not that of the files listed")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -209,8 +212,7 @@ def _named_base(adapter: AdapterSpec, lock: BaseLock | None) -> str:
             expected='"base_model_name_or_path"',
             hint="give it with --base DIR or --base org/name@revision",
         )
-    is_directory = Path(config.base_name).expanduser().is_dir()
-    if config.base_revision and not is_directory:
+    if config.base_revision and find_folder(config.base_name) is None:
         return f"{config.base_name}@{config.base_revision}"
     return config.base_name
 

@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from packager.dtype import MERGEABLE
 from packager.errors import BundleError, InputError
+from packager.record import check_fields
 from packager.untrusted import check_relative_name, parse_json_object
 
 SCHEMA_VERSION = 1
@@ -117,31 +119,8 @@ def parse_manifest(text: str | bytes, *, where: str) -> Manifest:
         BundleError: Unknown schema, a missing or wrong field, or a path that leaves the bundle.
     """
     try:
-        raw = parse_json_object(text, where=where)
-        version = raw.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                "the bundle has another schema",
-                where=where,
-                expected=f"schema_version {SCHEMA_VERSION}",
-                found=repr(version)[:40],
-                hint="use the lorapack version that wrote it, or a newer one",
-            )
-        base = dict(raw["base"])
-        base["files"] = _files(base["files"], where)
-        return Manifest(
-            schema_version=SCHEMA_VERSION,
-            tool={str(key): str(value) for key, value in raw["tool"].items()},
-            created=str(raw["created"]),
-            base=BaseRecord(**base),
-            adapters=tuple(
-                AdapterRecord(**{**item, "files": _files(item["files"], where)})
-                for item in raw["adapters"]
-            ),
-            targets=tuple(_target(item, where) for item in raw["targets"]),
-            files=_files(raw["files"], where),
-            options={str(key): str(value) for key, value in raw.get("options", {}).items()},
-        )
+        manifest = _manifest(parse_json_object(text, where=where), where)
+        _check(manifest, where)
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as problem:
         raise BundleError(
             "the manifest is damaged",
@@ -149,24 +128,63 @@ def parse_manifest(text: str | bytes, *, where: str) -> Manifest:
             found=str(problem)[:200],
             hint="copy the bundle again, or release it again",
         ) from problem
+    return manifest
 
 
-def _target(raw: dict[str, Any], where: str) -> TargetRecord:
-    record = TargetRecord(**raw)
-    check_relative_name(record.path, where=where)
-    if record.target not in ("adapter", "merged", "ollama", "vllm"):
-        raise ValueError(f"unknown target {record.target!r}")
-    return record
+def _manifest(raw: dict[str, Any], where: str) -> Manifest:
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            "the bundle has another schema",
+            where=where,
+            expected=f"schema_version {SCHEMA_VERSION}",
+            found=repr(version)[:40],
+            hint="use the lorapack version that wrote it, or a newer one",
+        )
+    base = dict(raw["base"])
+    base["files"] = parse_files(base["files"], where=where)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool=raw["tool"],
+        created=raw["created"],
+        base=BaseRecord(**base),
+        adapters=tuple(
+            AdapterRecord(**{**item, "files": parse_files(item["files"], where=where)})
+            for item in raw["adapters"]
+        ),
+        targets=tuple(TargetRecord(**item) for item in raw["targets"]),
+        files=parse_files(raw["files"], where=where),
+        options=raw.get("options", {}),
+    )
 
 
-def _files(raw: list[dict[str, Any]], where: str) -> tuple[FileEntry, ...]:
+def parse_files(raw: list[dict[str, Any]], *, where: str) -> tuple[FileEntry, ...]:
+    """Parses a list of files.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: Not such a list.
+        UnsafeInputError: A path leads outside.
+    """
     entries = tuple(FileEntry(**item) for item in raw)
     for entry in entries:
+        check_fields(entry)
         check_relative_name(entry.path, where=where)
-        if type(entry.size) is not int or entry.size < 0:
+        if entry.size < 0:
             raise ValueError(f"size of {entry.path!r} is not a byte count")
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             raise ValueError(f"sha256 of {entry.path!r} is not 64 hexadecimal digits")
     if len({entry.path for entry in entries}) != len(entries):
         raise ValueError("a path stands twice")
     return entries
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    for record in (manifest, manifest.base, *manifest.adapters, *manifest.targets):
+        check_fields(record)
+    for target in manifest.targets:
+        check_relative_name(target.path, where=where)
+    for adapter in manifest.adapters:
+        if "/" in check_relative_name(adapter.name, where=where):
+            raise ValueError(f"adapter name {adapter.name!r}")
+    if manifest.options.get("dtype", "F32") not in MERGEABLE:
+        raise ValueError(f"dtype {manifest.options['dtype']!r}")

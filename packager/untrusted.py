@@ -104,7 +104,7 @@ def find_folder(text: str) -> Path | None:
     """
     try:
         path = Path(text).expanduser()
-        return path if path.is_dir() else None
+        return path if text and path.is_dir() else None
     except (OSError, RuntimeError, ValueError):
         return None
 

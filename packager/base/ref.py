@@ -109,6 +109,13 @@ def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> Base
     return _fetch_hub_base(match["repo"], match["revision"], say=say, on_bytes=on_bytes)
 
 
+def is_pin(repo: str, commit: str | None) -> bool:
+    """Tells whether a repository and a commit have the form that the Hub gives them."""
+    match = _REPO.fullmatch(repo)
+    named = match is not None and match["revision"] is None
+    return named and (commit is None or _COMMIT.fullmatch(commit) is not None)
+
+
 def read_local_base(directory: Path, *, on_bytes: OnBytes | None = None) -> BaseRef:
     """Identifies a base that lies in a directory, by the content of its files.
 

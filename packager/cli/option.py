@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,10 +64,11 @@ def parse_adapters(values: tuple[str, ...]) -> tuple[tuple[str | None, Path], ..
     parsed: list[tuple[str | None, Path]] = []
     for value in values:
         name, sign, folder = value.partition("=")
-        if sign and not Path(value).exists() and "/" not in name:
-            parsed.append((name, Path(folder).expanduser()))
+        # Unlike Path.exists and Path.expanduser, these take any text.
+        if sign and not os.path.lexists(value) and "/" not in name:
+            parsed.append((name, Path(os.path.expanduser(folder))))  # noqa: PTH111
         else:
-            parsed.append((None, Path(value).expanduser()))
+            parsed.append((None, Path(os.path.expanduser(value))))  # noqa: PTH111
     return tuple(parsed)
 
 

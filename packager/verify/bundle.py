@@ -14,6 +14,7 @@ from packager.manifest import AdapterRecord, BaseRecord, Manifest, Target
 from packager.plan import ReleaseOptions, plan_release
 from packager.progress import Progress
 from packager.sinks.safetensors import output_error
+from packager.untrusted import find_folder
 from packager.verify.check import (
     ADAPTER_WEIGHTS,
     ProofRequest,
@@ -107,7 +108,7 @@ def _gather_again(
 
 
 def _base_of(record: BaseRecord) -> str:
-    if record.repo and record.commit and not Path(record.directory).is_dir():
+    if record.repo and record.commit and find_folder(record.directory) is None:
         return f"{record.repo}@{record.commit}"
     return record.directory
 
@@ -115,9 +116,10 @@ def _base_of(record: BaseRecord) -> str:
 def _find_adapter(bundle: Path, record: AdapterRecord) -> Path:
     """The folder released from, if it still has the same weights; else the bundle's own copy."""
     wanted = {entry.path: entry for entry in record.files}.get(ADAPTER_WEIGHTS)
-    for folder in (Path(record.directory), bundle / "adapter" / record.name):
-        there = wanted is not None and (folder / ADAPTER_WEIGHTS).is_file()
-        if there and hash_files(folder, [ADAPTER_WEIGHTS]) == (wanted,):
+    for folder in (find_folder(record.directory), bundle / "adapter" / record.name):
+        if folder is None or wanted is None or not (folder / ADAPTER_WEIGHTS).is_file():
+            continue
+        if hash_files(folder, [ADAPTER_WEIGHTS]) == (wanted,):
             return folder
     raise BundleError(
         f"adapter {record.name!r} is not where the bundle was made from",
