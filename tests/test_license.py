@@ -45,6 +45,11 @@ def test_the_text_of_a_licence_file_is_enough(base: Path) -> None:
     )
 
 
+def test_a_notice_does_not_license_the_base(base: Path) -> None:
+    write(base, NOTICE__txt=APACHE)
+    assert (find_license(base).id, find_license(base).documents) == (None, ("NOTICE.txt",))
+
+
 def test_every_licence_document_travels_along(base: Path) -> None:
     names = [
         "LICENSE", "LICENSE-2.0", "LICENSE.MIT", "License_Gemma.md", "NOTICE", "Notice.txt",
