@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-
-from packager.cli.main import lorapack
+from types import FrameType
 
 
 def main() -> None:
     """Runs `lorapack` and leaves with its exit code: 0 done, 1 known failure, 2 usage."""
-    sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
+    try:
+        _clean_up_on_signals()
+        from packager.cli.main import lorapack
+
+        sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
+    except KeyboardInterrupt:
+        # Too early, or too late, for the group to say so.
+        sys.exit(1)
+
+
+def _clean_up_on_signals() -> None:
+    """Lets `kill` and a closed terminal clean up as Ctrl-C does; nohup still holds them off."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name)

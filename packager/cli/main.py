@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from packager import __version__
-from packager.cli.message import render_error
+from packager.cli.message import render_error, render_interrupt, system_error
 from packager.errors import LorapackError
 
 _COMMANDS = {
@@ -50,10 +50,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except LorapackError as problem:
             click.echo(render_error(problem), err=True)
-        except KeyboardInterrupt:
-            click.echo("error: interrupted\n\nhint: nothing was left; run it again", err=True)
+        except KeyboardInterrupt as problem:
+            click.echo(render_interrupt(str(problem)), err=True)
         except BrokenPipeError:
             pass
+        except OSError as problem:
+            click.echo(render_error(system_error(problem)), err=True)
         except MemoryError:
             click.echo(
                 "error: out of memory\n\nhint: close other programs, or add --no-behaviour",

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 from packager.errors import LorapackError, RejectedPlanError
+
+_SYSTEM_HINTS = {
+    errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
+    errno.ENFILE: "close other programs: the machine has no open files left",
+    errno.ENOSPC: "free some space on the disk",
+    errno.ENOMEM: "close other programs, or add --no-behaviour",
+}
 
 
 def render_error(problem: LorapackError) -> str:
@@ -12,6 +21,22 @@ def render_error(problem: LorapackError) -> str:
     hints = list(dict.fromkeys(item.hint for item in problems if item.hint))
     return "\n".join(lines) + "".join(
         f"\n{'' if number else chr(10)}hint: {_one_line(hint)}" for number, hint in enumerate(hints)
+    )
+
+
+def render_interrupt(signal_name: str) -> str:
+    """Returns what is said after Ctrl-C, or after another signal that asks to stop."""
+    what = f"interrupted by {signal_name}" if signal_name else "interrupted"
+    return f"error: {what}\n\nhint: nothing half-made stays; run the same command again"
+
+
+def system_error(problem: OSError) -> LorapackError:
+    """Returns what the system refused outside of the places that say so themselves."""
+    return LorapackError(
+        "the system refused",
+        where=str(problem.filename or ""),
+        found=problem.strerror or type(problem).__name__,
+        hint=_SYSTEM_HINTS.get(problem.errno or 0, "check the path, its permissions and the disk"),
     )
 
 
