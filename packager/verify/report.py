@@ -1,0 +1,170 @@
+"""The proof as a page: `report/report.html`, one file that needs nothing and asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from packager.resource import read_resource
+from packager.verify.figure import (
+    describe_bytes,
+    describe_count,
+    describe_number,
+    describe_share,
+    describe_small_share,
+    printable,
+)
+from packager.verify.picture import FRAME, Picture, plan_layer_picture, plan_token_picture
+from packager.verify.proof import BehaviourCheck, Proof, TargetProof, TensorFigure
+from packager.verify.wording import LevelResult, describe_kept, judge_proof, level_results
+
+_TEMPLATE = "templates/report.html.j2"
+_SHOWN_TENSORS = 100
+_SHOWN_PROBLEMS = 200
+
+EVIDENCE = {
+    "lock": "The adapter carries a lock: this base is, byte for byte, the one it was trained on.",
+    "name-and-shape": (
+        "The adapter carries no lock. That it was trained on this base is known by its name and "
+        "by the names and shapes of its tensors only."
+    ),
+}
+"""How the base is known, in words; keys as in the manifest."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the behaviour check, with its bound and its meaning."""
+
+    name: str
+    value: str
+    bound: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """What the page shows of one target."""
+
+    title: str
+    results: tuple[LevelResult, ...]
+    figures: tuple[Figure, ...]
+    kept: str
+    tokens: Picture | None
+    change: Picture | None
+    lost: Picture | None
+    tensors: tuple[TensorFigure, ...]
+    tensor_count: int
+    rules: tuple[tuple[str, int, int], ...]
+
+
+def render_report(proof: Proof) -> str:
+    """Returns the page as HTML text, to be written as UTF-8.
+
+    Everything in it is text: names come from strangers' files.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_show,
+    )
+    environment.filters.update(
+        number=describe_number,
+        share=describe_small_share,
+        size=describe_bytes,
+        count=describe_count,
+    )
+    return environment.from_string(read_resource(_TEMPLATE)).render(
+        proof=proof,
+        verdict=judge_proof(proof),
+        evidence=EVIDENCE.get(proof.evidence, proof.evidence),
+        targets=[_view_target(target) for target in sorted(proof.targets, key=_importance)],
+        frame=FRAME,
+        shown_problems=_SHOWN_PROBLEMS,
+    )
+
+
+def _show(value: object) -> object:
+    # Markup is a str too; it has been escaped and must stay what it is.
+    return printable(value) if type(value) is str else value
+
+
+def _importance(target: TargetProof) -> tuple[bool, bool]:
+    """Sorts what failed to the top, then what was compared."""
+    return target.passed, target.behaviour is None
+
+
+def _view_target(target: TargetProof) -> TargetView:
+    figures = target.weights.figures if target.weights else ()
+    behaviour = target.behaviour
+    by_loss = sorted(figures, key=lambda figure: figure.lost_to_rounding, reverse=True)
+    rules = target.weights.by_rule if target.weights else {}
+    return TargetView(
+        title=f"{target.target}/{target.name}",
+        results=level_results(target),
+        figures=_behaviour_figures(behaviour) if behaviour else (),
+        kept=describe_kept(behaviour) if behaviour else "",
+        tokens=plan_token_picture(behaviour) if behaviour else None,
+        change=_layers(figures, "delta_ratio", "Size of the change, ‖ΔW‖ / ‖W‖,"),
+        lost=_layers(figures, "lost_to_rounding", "Share of the change lost to rounding"),
+        tensors=tuple(by_loss[:_SHOWN_TENSORS]),
+        tensor_count=len(figures),
+        rules=tuple((rule, done, of) for rule, (done, of) in rules.items()),
+    )
+
+
+def _layers(figures: Sequence[TensorFigure], name: str, what: str) -> Picture | None:
+    return plan_layer_picture(figures, lambda figure: float(getattr(figure, name)), what)
+
+
+def _behaviour_figures(check: BehaviourCheck) -> tuple[Figure, ...]:
+    def bound(name: str) -> str:
+        limit = check.thresholds.get(name)
+        return f"at most {describe_number(limit)}" if limit is not None else "no bound"
+
+    return (
+        Figure(
+            "Effect lost",
+            describe_number(check.effect_lost),
+            bound("effect_lost"),
+            "Mean KL of this release over mean KL of the base without the adapter. 0 is the "
+            "adapter in full, 1 is a release that has lost it.",
+        ),
+        Figure(
+            "Mean KL",
+            f"{describe_number(check.kl_mean)} nats",
+            bound("kl_mean"),
+            "How far this release's predictions lie from those of base and adapter, averaged over "
+            f"all positions. The base without the adapter: {describe_number(check.base_kl_mean)}.",
+        ),
+        Figure(
+            "Largest KL",
+            f"{describe_number(check.kl_max)} nats",
+            bound("kl_max"),
+            "The position where they lie furthest apart.",
+        ),
+        Figure(
+            "Perplexity ratio",
+            f"{check.perplexity_ratio:.4f}",
+            _ratio_bound(check),
+            "How much more (above 1) or less the text surprises this release than it surprises "
+            "base and adapter.",
+        ),
+        Figure(
+            "Same next token",
+            describe_share(check.top1_agreement),
+            "no bound",
+            "Positions with the same most likely next token. Between near-ties the rounding of "
+            "one digit decides, so this is shown, not judged.",
+        ),
+    )
+
+
+def _ratio_bound(check: BehaviourCheck) -> str:
+    limit = check.thresholds.get("perplexity_ratio")
+    return f"{1 / limit:.4f} to {limit:.4f}" if limit else "no bound"

@@ -1,0 +1,187 @@
+"""What a proof says, in words that a newcomer understands; for the page and the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from packager.verify.figure import (
+    describe_bytes,
+    describe_count,
+    describe_number,
+    describe_share,
+    describe_small_share,
+)
+from packager.verify.proof import (
+    BehaviourCheck,
+    FilesCheck,
+    Level,
+    Proof,
+    TargetProof,
+    WeightsCheck,
+)
+
+Tone = Literal["passed", "partial", "failed"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in one headline and one sentence.
+
+    Attributes:
+        tone: Whether all that matters was checked and held.
+        headline: A few words.
+        sentence: What it means, for somebody who has never heard of KL.
+    """
+
+    tone: Tone
+    headline: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """One level of one target.
+
+    Attributes:
+        level: Which.
+        tone: `partial` for a level that was not run.
+        lines: What was found, the most telling first.
+        problems: What does not hold.
+    """
+
+    level: Level
+    tone: Tone
+    lines: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def judge_proof(proof: Proof) -> Verdict:
+    """Returns the verdict over a whole proof."""
+    count = sum(len(target.problems) for target in proof.targets)
+    if count:
+        return Verdict(
+            "failed",
+            "Do not publish this release",
+            f"{describe_count(count, 'problem')} found: the released files are not, or do not act "
+            "like, what base and adapter make together. What differs is listed below.",
+        )
+    results = [(target, item) for target in proof.targets for item in level_results(target)]
+    if all(item.tone == "partial" for _, item in results):
+        return Verdict("partial", "Nothing was checked", "This proof says nothing yet.")
+    still_open = {
+        item.level
+        for target, item in results
+        if item.tone == "partial" and not is_truth_itself(target, item.level)
+    }
+    if "behaviour" in still_open:
+        return Verdict(
+            "partial",
+            "Intact, but its behaviour was not compared",
+            "Everything that was checked holds. Whether the release answers like the trained "
+            "adapter was not measured; the reason stands below.",
+        )
+    if still_open:
+        return Verdict(
+            "partial", "What was checked holds", "Some checks were not run; see the reasons below."
+        )
+    return Verdict("passed", "This release does what the adapter learned", _praise(proof))
+
+
+def is_truth_itself(target: TargetProof, level: Level) -> bool:
+    """Whether a level cannot fail: an adapter kept separate is the truth others must meet."""
+    return target.target == "adapter" and level == "behaviour"
+
+
+def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
+    """Returns what each level found, from bytes to behaviour."""
+    files, weights, behaviour = target.files, target.weights, target.behaviour
+    return (
+        _result(target, "files", files.problems if files else (), files_lines(files)),
+        _result(target, "weights", weights.problems if weights else (), weights_lines(weights)),
+        _result(
+            target,
+            "behaviour",
+            behaviour.problems if behaviour else (),
+            behaviour_lines(behaviour),
+        ),
+    )
+
+
+def files_lines(check: FilesCheck | None) -> tuple[str, ...]:
+    """Returns what level `files` found; nothing when it was not run."""
+    if check is None:
+        return ()
+    return (
+        f"{describe_count(check.count, 'file')}, {describe_bytes(check.total_bytes)}: every byte "
+        "hashed and compared with the manifest",
+    )
+
+
+def weights_lines(check: WeightsCheck | None) -> tuple[str, ...]:
+    """Returns what level `weights` found; nothing when it was not run."""
+    if check is None:
+        return ()
+    scope = "" if check.checked == check.total else ", a sample that covers every rule"
+    lines = [
+        f"{describe_count(check.checked)} of {describe_count(check.total, 'tensor')} made again "
+        f"from base and adapter{scope}",
+        f"{describe_count(check.adapter_tensors_used)} of "
+        f"{describe_count(check.adapter_tensors_total, 'adapter tensor')} used, each once",
+    ]
+    if check.figures:
+        ulp = max(figure.max_error_ulp for figure in check.figures)
+        lost = max(figure.lost_to_rounding for figure in check.figures)
+        lines.append(
+            f"largest error {describe_number(ulp)} of the last stored digit; rounding took at "
+            f"most {describe_small_share(lost)} of a tensor's change"
+        )
+    return tuple(lines)
+
+
+def behaviour_lines(check: BehaviourCheck | None) -> tuple[str, ...]:
+    """Returns what level `behaviour` found; nothing when it was not run."""
+    if check is None:
+        return ()
+    return (
+        f"{describe_kept(check)} of the adapter's effect kept: mean KL "
+        f"{describe_number(check.kl_mean)} nats, {describe_number(check.base_kl_mean)} without "
+        "the adapter",
+        f"same most likely next token at {describe_share(check.top1_agreement)} of "
+        f"{describe_count(check.tokens, 'position')}; perplexity times "
+        f"{check.perplexity_ratio:.4f}",
+    )
+
+
+def describe_kept(check: BehaviourCheck) -> str:
+    """Returns the share of the adapter's effect that was kept, such as `99.995 %`.
+
+    An effect too small to be told from rounding (no bound on `effect_lost`) has no share.
+    """
+    if "effect_lost" not in check.thresholds:
+        return "no measurable share"
+    return describe_share(1.0 - check.effect_lost)
+
+
+def _result(
+    target: TargetProof, level: Level, problems: tuple[str, ...], lines: tuple[str, ...]
+) -> LevelResult:
+    if not lines:
+        reason = target.skipped.get(level, "no reason was recorded")
+        line = reason if is_truth_itself(target, level) else f"not checked: {reason}"
+        return LevelResult(level, "partial", (line,), ())
+    return LevelResult(level, "failed" if problems else "passed", lines, problems)
+
+
+def _praise(proof: Proof) -> str:
+    checks = [target.behaviour for target in proof.targets if target.behaviour is not None]
+    if not checks:
+        return "Every file, and every weight that was checked, is as base and adapter make it."
+    worst = max(checks, key=lambda check: check.effect_lost)
+    same = (
+        f"On {describe_count(worst.prompts, 'prompt')} the released model predicts what base and "
+        "adapter predict together"
+    )
+    if "effect_lost" not in worst.thresholds:
+        return f"{same}. The adapter changes so little, though, that this says little about it."
+    return f"{same}: {describe_kept(worst)} of what the adapter changed is in it."
