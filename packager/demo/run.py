@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.base.ref import read_local_base
-from packager.demo.base import extract_base
+from packager.demo.base import MODEL_NAME, extract_base
 from packager.demo.lesson import ADAPTER_NAME, LESSON, QUESTIONS
 from packager.digest import cache_directory
 from packager.errors import OutputError
@@ -22,7 +22,7 @@ class DemoPlaces:
     """Where the demo's things lie.
 
     Attributes:
-        base: The base's checkpoint, kept between runs.
+        base: The base's checkpoint.
         adapter: The adapter.
         bundle: The release; does not exist yet.
     """
@@ -52,7 +52,7 @@ def prepare_demo(out: Path, progress: Progress) -> DemoPlaces:
         OutputError: `out` holds a release already.
         BaseError: The package that carries the model is not installed.
     """
-    places = DemoPlaces(Path(), out / ADAPTER_NAME, out / "release")
+    places = DemoPlaces(out / MODEL_NAME, out / ADAPTER_NAME, out / "release")
     if places.bundle.exists():
         raise OutputError(
             "the demo's release exists already",
@@ -61,18 +61,22 @@ def prepare_demo(out: Path, progress: Progress) -> DemoPlaces:
         )
     progress.stage("take out the base")
     base = extract_base(cache_directory() / "demo")
+    if not places.base.exists():
+        # A link, so that the commands shown are short; the checkpoint is kept for the next run.
+        places.base.parent.mkdir(parents=True, exist_ok=True)
+        places.base.symlink_to(base, target_is_directory=True)
     if not places.adapter.exists():
         steps = 0
 
-        def on_step(step: int, total: int, _loss: float) -> None:
+        def on_step(_step: int, total: int, _loss: float) -> None:
             nonlocal steps
             if not steps:
                 steps = total
                 progress.stage("train", total)
             progress.advance(1)
 
-        train(read_local_base(base), LESSON, places.adapter, on_step=on_step)
-    return DemoPlaces(base, places.adapter, places.bundle)
+        train(read_local_base(places.base), LESSON, places.adapter, on_step=on_step)
+    return places
 
 
 def ask_both(base: Path, released: Path) -> tuple[Answers, ...]:

@@ -28,7 +28,7 @@ class BaseLockCallback(TrainerCallback):  # type: ignore[misc]  # transformers s
     def __init__(self, base: BaseRef) -> None:
         self._base = base
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Stamps the checkpoint that was just saved.
 
         Source: transformers 5.x, trainer.py, _save_checkpoint: `<output_dir>/checkpoint-<step>`,
