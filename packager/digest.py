@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,8 @@ from packager.untrusted import read_json_object
 
 _CHUNK_BYTES = 4 << 20
 _MAX_REMEMBERED = 20_000
+_TICK_NANOSECONDS = 100_000_000
+"""More than a tick of any kernel's clock for file times, which is at most 10 ms on Linux."""
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that were just hashed; for progress."""
@@ -129,8 +132,10 @@ class _Memory:
             return remembered
         sha256 = hash_file(path, on_bytes)
         check_identity(path, before)
-        self._known[before] = sha256
-        self._changed = True
+        # Two writes within one tick of the clock leave the same times behind.
+        if time.time_ns() - path.stat().st_ctime_ns > _TICK_NANOSECONDS:
+            self._known[before] = sha256
+            self._changed = True
         return sha256
 
     def save(self) -> None:
