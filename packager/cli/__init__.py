@@ -6,17 +6,13 @@ import signal
 import sys
 from types import FrameType
 
+from packager.cli.main import lorapack
+
 
 def main() -> None:
     """Runs `lorapack` and leaves with its exit code: 0 done, 1 known failure, 2 usage."""
-    try:
-        _clean_up_on_signals()
-        from packager.cli.main import lorapack
-
-        sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
-    except KeyboardInterrupt:
-        # Too early, or too late, for the group to say so.
-        sys.exit(1)
+    _clean_up_on_signals()
+    sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
 
 
 def _clean_up_on_signals() -> None:
