@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from packager.errors import BundleError, InputError, OutputError
+from packager.errors import BundleError, InputError, OutputError, output_error
 from packager.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from packager.sinks.safetensors import output_error
 from packager.untrusted import check_folder_name, read_bytes
 
 _MAX_MANIFEST_BYTES = 64 << 20

@@ -7,6 +7,9 @@ callers can catch one kind without reading text.
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class LorapackError(Exception):
     """A known failure.
@@ -145,3 +148,26 @@ class RejectedPlanError(LorapackError):
         )
         self.kind = first.kind
         self.problems = problems
+
+
+def output_error(problem: OSError, where: Path) -> OutputError:
+    """Returns what a failed write means to a user."""
+    hints = {
+        errno.ENOSPC: "free some space, or give an --out on another disk",
+        errno.EDQUOT: "free some space, or give an --out on another disk",
+        errno.EROFS: "give an --out that can be written",
+        errno.EACCES: "give an --out that can be written",
+        errno.EPERM: "give an --out that can be written",
+        errno.ENOTDIR: "give an --out whose parent is a folder",
+        errno.EEXIST: "give another --out",
+        errno.ENAMETOOLONG: "give a shorter --out",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
+        errno.ENFILE: "close other programs: the machine has no open files left",
+    }
+    return OutputError(
+        "the output cannot be written",
+        where=str(where),
+        found=problem.strerror or "an I/O error",
+        hint=hints.get(problem.errno or 0, "check the disk and run again"),
+    )

@@ -17,7 +17,8 @@ import torch
 
 from packager.adapter import AdapterSpec, LoraModule
 from packager.base import BaseRef
-from packager.sinks.safetensors import METADATA, output_error
+from packager.errors import output_error
+from packager.sinks.safetensors import METADATA
 from packager.stream import read_rows
 from packager.tensorfile import render_header
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from packager.errors import OutputError
+from packager.errors import output_error
 from packager.manifest import FileEntry
 from packager.plan import PlannedShard, PlannedTensor
 from packager.stream import Chunk
@@ -27,6 +27,8 @@ _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno
 class SafetensorsSink:
     """Writes planned shards into a folder.
 
+    A chunk is hashed while it is being written, and the disk is kept busy by early flushes.
+
     Args:
         folder: An existing folder, empty of the shards' names.
     """
@@ -37,7 +39,9 @@ class SafetensorsSink:
         self._planned: tuple[PlannedShard, ...] = ()
         self._file: _ShardFile | None = None
         self._entries: list[FileEntry] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushes: list[Future[None]] = []
 
     def begin(self, shards: tuple[PlannedShard, ...]) -> None:
         """Takes the shards to come, in order."""
@@ -53,7 +57,10 @@ class SafetensorsSink:
         with _output_errors(self._folder):
             while self._file is None or self._file.is_full():
                 self._next_file()
-            self._file.add(chunk)
+            written = self._writer.submit(self._file.write, chunk)
+            self._file.hash(chunk)
+            if written.result() >= _FLUSH_BYTES:
+                self._flushes.append(self._flusher.submit(self._file.flush))
 
     def finish(self) -> tuple[FileEntry, ...]:
         """Flushes everything to the disk; returns what was written, relative to the folder.
@@ -64,32 +71,37 @@ class SafetensorsSink:
         with _output_errors(self._folder):
             while len(self._entries) < len(self._planned):
                 self._next_file()
-            self._flusher.shutdown()
+            for flush in self._flushes:
+                flush.result()
+        self._shut_down()
         return tuple(self._entries)
 
     def abort(self) -> None:
         """Closes what is open; the folder's owner removes the files."""
+        self._shut_down()
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._flusher.shutdown(cancel_futures=True)
+
+    def _shut_down(self) -> None:
+        self._writer.shutdown()
+        self._flusher.shutdown()
 
     def _next_file(self) -> None:
         if self._file is not None:
-            self._entries.append(self._file.finish())
+            self._entries.append(self._file.entry())
+            self._flushes.append(self._flusher.submit(self._file.conclude))
             self._file = None
         shard = next(self._shards, None)
         if shard is not None:
-            self._file = _ShardFile(self._folder, shard, self._flusher)
+            self._file = _ShardFile(self._folder, shard)
 
 
 class _ShardFile:
     """One open weights file."""
 
-    def __init__(self, folder: Path, shard: PlannedShard, flusher: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, shard: PlannedShard) -> None:
         self._shard = shard
-        self._flusher = flusher
-        self._flushes: list[Future[None]] = []
         self._descriptor = os.open(folder / shard.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._hash = hashlib.sha256()
         header = render_header(
@@ -107,36 +119,35 @@ class _ShardFile:
     def is_full(self) -> bool:
         return self._position == self._end
 
-    def add(self, chunk: Chunk) -> None:
+    def write(self, chunk: Chunk) -> int:
+        """Writes a chunk; returns how many bytes wait to be flushed."""
         copied = self._copy_in_kernel(chunk)
         if copied < len(chunk.data):
             self._write(chunk.data[copied:])
-        self._hash.update(chunk.data)
-        if self._position - self._flushed >= _FLUSH_BYTES:
-            self._flush()
+        return self._position - self._flushed
 
-    def finish(self) -> FileEntry:
-        self._flush()
-        for flush in self._flushes:
-            flush.result()
-        os.close(self._descriptor)
-        self._descriptor = -1
+    def hash(self, chunk: Chunk) -> None:
+        self._hash.update(chunk.data)
+
+    def flush(self) -> None:
+        """Writes to the disk early, so that the disk works while the cores do."""
+        self._flushed = self._position
+        os.fdatasync(self._descriptor)
+
+    def entry(self) -> FileEntry:
         return FileEntry(self._shard.path, self._end, self._hash.hexdigest())
 
-    def close(self) -> None:
-        for flush in self._flushes:
-            flush.cancel()
-        concluded = [flush for flush in self._flushes if not flush.cancelled()]
-        for flush in concluded:
-            flush.exception()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def conclude(self) -> None:
+        """Brings everything to the disk and closes the file."""
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            self.close()
 
-    def _flush(self) -> None:
-        """Starts writing to the disk early, so that the disk works while the cores do."""
-        self._flushed = self._position
-        self._flushes.append(self._flusher.submit(os.fdatasync, self._descriptor))
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _write(self, view: memoryview) -> None:
         while view:
@@ -179,29 +190,6 @@ class _output_errors:  # noqa: N801 - reads as a statement where it is used
     def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
         if isinstance(problem, OSError):
             raise output_error(problem, self._folder) from problem
-
-
-def output_error(problem: OSError, where: Path) -> OutputError:
-    """Returns what a failed write means to a user."""
-    hints = {
-        errno.ENOSPC: "free some space, or give an --out on another disk",
-        errno.EDQUOT: "free some space, or give an --out on another disk",
-        errno.EROFS: "give an --out that can be written",
-        errno.EACCES: "give an --out that can be written",
-        errno.EPERM: "give an --out that can be written",
-        errno.ENOTDIR: "give an --out whose parent is a folder",
-        errno.EEXIST: "give another --out",
-        errno.ENAMETOOLONG: "give a shorter --out",
-        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
-        errno.ENFILE: "close other programs: the machine has no open files left",
-    }
-    return OutputError(
-        "the output cannot be written",
-        where=str(where),
-        found=problem.strerror or "an I/O error",
-        hint=hints.get(problem.errno or 0, "check the disk and run again"),
-    )
 
 
 def render_index(shards: tuple[PlannedShard, ...]) -> str:

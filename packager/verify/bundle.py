@@ -8,12 +8,11 @@ from typing import get_args
 
 from packager.bundle import read_manifest
 from packager.digest import differing_files, hash_files
-from packager.errors import BaseMismatchError, BundleError
+from packager.errors import BaseMismatchError, BundleError, output_error
 from packager.gather import Gathered, gather
 from packager.manifest import AdapterRecord, BaseRecord, Manifest, Target
 from packager.plan import ReleaseOptions, plan_release
 from packager.progress import Progress
-from packager.sinks.safetensors import output_error
 from packager.untrusted import find_folder
 from packager.verify.check import (
     ADAPTER_WEIGHTS,

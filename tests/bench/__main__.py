@@ -1,0 +1,108 @@
+"""`just bench [--runs N] [--peft-runs N] [--folder DIR] [speed memory]`: the figures of merging."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from packager.verify.check import describe_machine
+from tests.bench.accuracy import compare_accuracy
+from tests.bench.measure import LORAPACK, PEFT, Run, median_ratio, median_seconds, paired, run
+from tests.bench.shape import SHAPES, make_adapter, make_base
+
+
+def main() -> None:
+    """Runs the parts that were asked for and prints a Markdown table of each."""
+    parser = argparse.ArgumentParser(prog="just bench")
+    parser.add_argument("parts", nargs="*", default=["speed", "memory"])
+    parser.add_argument("--runs", type=int, default=5, help="paired runs")
+    parser.add_argument("--peft-runs", type=int, default=3, help="paired runs against PEFT")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "lorapack-bench")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(f"machine: {describe_machine()}\n")
+    if "speed" in options.parts:
+        _speed(options.folder, options.runs, options.peft_runs)
+    if "memory" in options.parts:
+        _memory(options.folder)
+
+
+def _speed(folder: Path, count: int, peft_count: int) -> None:
+    base = make_base("3B", folder)
+    adapter = make_adapter("3B", folder, base)
+    starts = _contenders(folder, base, adapter)
+    peft = starts.pop("PEFT")
+    runs = paired(count, starts)
+    slow = paired(peft_count, {"lorapack merge": starts["lorapack merge"], "PEFT": peft})
+    copy, merge, whole = (runs[name] for name in ("cp + sync", "lorapack merge", "release"))
+    ours, theirs = slow["lorapack merge"], slow["PEFT"]
+    print("\n3 B parameters, bfloat16, 4 shards, rank 16 on all linear layers\n")
+    print("| | median s | against |")
+    print("| --- | --- | --- |")
+    print(f"| cp -r base out && sync | {median_seconds(copy):.1f} | |")
+    print(f"| merge | {median_seconds(merge):.1f} | {median_ratio(merge, copy):.2f} × copy |")
+    print(
+        f"| release --target merged --no-behaviour | {median_seconds(whole):.1f} | "
+        f"{median_ratio(whole, copy):.2f} × copy |"
+    )
+    print(
+        f"| PEFT load + merge + save | {median_seconds(theirs):.1f} | "
+        f"{median_ratio(theirs, ours):.1f} × merge |"
+    )
+    written = max(item.written_bytes for item in merge)
+    size = sum(path.stat().st_size for path in (folder / "out-merge").iterdir())
+    print(f"\nmerge wrote {written:,} bytes for an output of {size:,} bytes")
+    accuracy = compare_accuracy(base, adapter, folder / "out-merge", folder / "out-peft")
+    print(
+        f"accuracy: mean error {accuracy.ratio:.4f} × PEFT's; worse on {accuracy.worse} of "
+        f"{accuracy.merged} merged tensors; {accuracy.changed} of {accuracy.kept} untouched "
+        "tensors differ from the base"
+    )
+    _remove(folder)
+
+
+def _memory(folder: Path) -> None:
+    print("\n| base | base bytes | merge, s | peak memory, GiB |")
+    print("| --- | --- | --- | --- |")
+    for name in SHAPES:
+        base = make_base(name, folder)
+        adapter = make_adapter(name, folder, base)
+        made = _contenders(folder, base, adapter)["lorapack merge"]()
+        size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+        print(f"| {name} | {size:,} | {made.seconds:.1f} | {made.peak_bytes / 2**30:.2f} |")
+        _remove(folder)
+        if name != "3B":
+            shutil.rmtree(base)
+
+
+def _contenders(folder: Path, base: Path, adapter: Path) -> dict[str, Callable[[], Run]]:
+    cache = folder / "cache"
+
+    def start(out: Path, *command: str, sync: bool = False) -> Run:
+        shutil.rmtree(out, ignore_errors=True)
+        return run(command, cache=cache, sync=sync)
+
+    copied, merged, released, peft = (
+        folder / f"out-{name}" for name in ("copy", "merge", "release", "peft")
+    )
+    merge = ("merge", "--base_model_path", str(base), "--lora_adapter_path", str(adapter))
+    release = ("release", str(adapter), "--base", str(base), "--target", "merged")
+    return {
+        "cp + sync": lambda: start(copied, "cp", "-r", str(base), str(copied), sync=True),
+        "lorapack merge": lambda: start(merged, *LORAPACK, *merge, "--output_path", str(merged)),
+        "release": lambda: start(
+            released, *LORAPACK, *release, "--no-behaviour", "--out", str(released)
+        ),
+        "PEFT": lambda: start(peft, *PEFT, str(base), str(adapter), str(peft), sync=True),
+    }
+
+
+def _remove(folder: Path) -> None:
+    for out in folder.glob("out-*"):
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()
