@@ -57,7 +57,7 @@ def write_adapter_config(folder: Path, **config: Any) -> None:
         "base_model_name_or_path": "org/base",
         **config,
     }
-    text = json.dumps(document, ensure_ascii=False)
+    text = json.dumps(_stated(document), ensure_ascii=False)
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
@@ -78,7 +78,10 @@ def write_base(
     dtype: DTypeLike = np.float32,
     **config: Any,
 ) -> Path:
-    """Writes a base of one file or, with more shards, of an index and files."""
+    """Writes a base of one file or, with more shards, of an index and files.
+
+    In the configuration, None removes a field.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "architectures": ["LlamaForCausalLM"],
@@ -86,7 +89,7 @@ def write_base(
         "tie_word_embeddings": True,
         **config,
     }
-    (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_stated(document)), encoding="utf-8")
     if license_id is not None:
         card = f"---\nlicense: {license_id}\n---\n"
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -107,3 +110,7 @@ def write_index(folder: Path, weight_map: Mapping[str, str]) -> None:
     document = {"metadata": {"total_size": 0}, "weight_map": dict(weight_map)}
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _stated(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if value is not None}

@@ -21,7 +21,10 @@ from packager.errors import BaseError
 from packager.manifest import FileEntry
 from packager.untrusted import check_folder_name, find_folder, resolve_inside
 
-_REPO = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[^\s@]{1,255}))?", re.ASCII)
+# Source: huggingface_hub 2.x, utils/_validators.py: a part begins with no dot and no dash.
+_REPO = re.compile(
+    r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^\s@]{1,255}))?", re.ASCII
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Say = Callable[[str], None]
