@@ -189,6 +189,12 @@ def test_the_proof_is_told_figure_by_figure() -> None:
     assert "Problem" not in told
 
 
+def test_size_and_memory_are_different_things() -> None:
+    text = body(ADAPTER)
+    assert "| Weights in this repository | 9.79 MB, bfloat16 |" in text
+    assert "| Memory to load it with the base | about 2.48 GB;" in text
+
+
 def test_a_sample_is_called_a_sample() -> None:
     assert PROOF.weights is not None
     weights = replace(PROOF.weights, checked=40, adapter_tensors_used=419, figures=())
