@@ -1,0 +1,1 @@
+"""Bad days: killed, interrupted, out of space, out of files, damaged and hostile inputs."""
