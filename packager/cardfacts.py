@@ -12,7 +12,7 @@ from packager.errors import InputError
 from packager.frontmatter import parse_front_matter, text_values
 from packager.gather import Gathered
 from packager.manifest import FileEntry
-from packager.obligation import name_prefix, obligations
+from packager.obligation import display_text, name_prefix, obligations
 from packager.plan import AdapterSource, TargetPlan
 from packager.untrusted import read_json_object, read_text
 from packager.verify.check import adapter_digest
@@ -38,7 +38,7 @@ def card_facts(
         proofs: Of this target, and the whole.
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
-    spec, index, base = source.spec, gathered.base.index, gathered.base
+    spec, index = source.spec, gathered.base.index
     merged = target.target == "merged"
     dtypes = [tensor.dtype for tensor in target.tensors] if merged else list(spec.dtypes)
     weights = sum(shard.nbytes for shard in target.shards) if merged else spec.weights_bytes
@@ -68,7 +68,6 @@ def card_facts(
             if entry.path.startswith(f"{target.path}/") and entry.path.endswith(".safetensors")
         },
         versions=proofs[1].versions,
-        limitations=_limitations(base.evidence),
     )
 
 
@@ -93,6 +92,7 @@ def _license_facts(gathered: Gathered) -> LicenseFacts:
         documents=finding.documents,
         duties=obligations(chosen),
         name_prefix=name_prefix(chosen),
+        display=display_text(chosen),
     )
 
 
@@ -133,12 +133,3 @@ def _has_chat_template(folder: Path) -> bool:
         return True
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(read_json_object(path).get("chat_template"))
-
-
-def _limitations(evidence: str) -> tuple[str, ...]:
-    if evidence == "lock":
-        return ()
-    return (
-        "The adapter carried no lock of its base, so that this is the base it was trained on is "
-        "known by tensor names and shapes only.",
-    )

@@ -13,8 +13,9 @@ from packager.gather import Gathered
 from packager.lock import LOCK_NAME, make_lock, read_lock, render_lock
 from packager.manifest import FileEntry
 from packager.modelconfig import render_model_config
+from packager.obligation import notice_text
 from packager.plan import AdapterSource, PlannedFile, TargetPlan
-from packager.plan.layout import INDEX_NAME
+from packager.plan.layout import INDEX_NAME, NOTICE_NAME
 from packager.progress import Progress
 from packager.sinks.peft import (
     render_folded_config,
@@ -101,7 +102,12 @@ def _render_file(path: str, target: TargetPlan, source: AdapterSource, gathered:
         return render_model_config(gathered.base.index, target)
     if path == INDEX_NAME:
         return render_index(target.shards)
+    if path == NOTICE_NAME:
+        return notice_text(gathered.base.license) or ""
     if path == LOCK_NAME:
-        return render_lock(read_lock(source.spec.directory) or make_lock(gathered.ref))
+        return render_lock(
+            read_lock(source.spec.directory)
+            or make_lock(gathered.ref, evidence=gathered.base.evidence)
+        )
     render = render_folded_config if path.startswith("normalised/") else render_pinned_config
     return render(source.spec, gathered.ref)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
-from packager.base.file import is_identity_file, is_tokenizer_file, list_model_files
+from packager.base.file import (
+    is_chat_template,
+    is_identity_file,
+    is_tokenizer_file,
+    list_model_files,
+)
 from packager.digest import check_identity, identify_file
 from packager.errors import BaseError, InputError
 from packager.license import LicenseFinding, choose_license, find_license
@@ -92,7 +97,7 @@ def gather(
     ref = _one_base(specs, [ref for ref, _ in found])
     evidence: Evidence = "lock" if all(kind == "lock" for _, kind in found) else "name-and-shape"
     finding = find_license(ref.directory)
-    chosen = choose_license(finding, license_id) if licensed else ""
+    chosen = choose_license(finding, license_id) if licensed else finding.id or ""
     index = read_base(ref.directory)
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)
@@ -109,7 +114,11 @@ def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:
     names = [name for name in list_model_files(spec.directory) if is_tokenizer_file(name)]
     files = {name: _size_inside(spec.directory, name) for name in names}
     return AdapterSource(
-        name or default_name(spec.directory), spec, files, count_tokens(spec.directory)
+        name or default_name(spec.directory),
+        spec,
+        files,
+        count_tokens(spec.directory),
+        _has_chat_template(spec.directory, files),
     )
 
 
@@ -150,6 +159,17 @@ def count_tokens(directory: Path) -> int | None:
                 hint="save the tokenizer again with save_pretrained",
             )
     return max(ids) + 1 if ids else None
+
+
+def _has_chat_template(directory: Path, files: Iterable[str]) -> bool:
+    """Tells whether a tokenizer brings a chat template, in a file or in its configuration.
+
+    Source: transformers 5.x, tokenization_utils_base.py, `chat_template`.
+    """
+    if any(map(is_chat_template, files)):
+        return True
+    path = directory / "tokenizer_config.json"
+    return path.is_file() and bool(read_json_object(path).get("chat_template"))
 
 
 def _base_source(

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from packager import __version__
 from packager.adapter import AdapterSpec
@@ -40,6 +40,8 @@ class BaseLock:
         training_quantization: How the base was quantised during training, or None.
         created: UTC, ISO 8601.
         tool: Name and version of the writer.
+        evidence: `lock` where somebody said that this is the base trained on; a release of an
+            adapter without a lock writes what it found, which fits by name and shape only.
     """
 
     schema_version: int
@@ -53,9 +55,15 @@ class BaseLock:
     training_quantization: dict[str, Any] | None
     created: str
     tool: str
+    evidence: Evidence = "lock"
 
 
-def make_lock(base: BaseRef, *, training_quantization: dict[str, Any] | None = None) -> BaseLock:
+def make_lock(
+    base: BaseRef,
+    *,
+    training_quantization: dict[str, Any] | None = None,
+    evidence: Evidence = "lock",
+) -> BaseLock:
     """Describes a base as a lock.
 
     Raises:
@@ -75,6 +83,7 @@ def make_lock(base: BaseRef, *, training_quantization: dict[str, Any] | None = N
         training_quantization=training_quantization,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"lorapack {__version__}",
+        evidence=evidence,
     )
 
 
@@ -99,6 +108,8 @@ def parse_lock(text: bytes | str, *, where: str) -> BaseLock:
         check_fields(lock)
         if lock.repo is not None and not is_pin(lock.repo, lock.commit):
             raise ValueError(f"repository {lock.repo!r:.80} at {lock.commit!r:.60}")
+        if lock.evidence not in get_args(Evidence):
+            raise ValueError(f"evidence {lock.evidence!r}")
         if content_digest(files) != lock.digest:
             raise ValueError("the digest is not that of the files listed")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -198,7 +209,7 @@ def locate_base(
         _say_what_changed(adapter, base, say)
         return base, "name-and-shape"
     check_lock(lock, base, where=where)
-    return base, "lock"
+    return base, lock.evidence
 
 
 def _named_base(adapter: AdapterSpec, lock: BaseLock | None) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from packager.base import BaseIndex
 from packager.base.file import is_chat_template, is_tokenizer_file
+from packager.obligation import notice_text
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, PlannedShard, PlannedTensor
 
 WRITTEN_MERGED = ("config.json", "README.md")
+NOTICE_NAME = "NOTICE"
 INDEX_NAME = "model.safetensors.index.json"
 _MARKS_OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -54,7 +56,7 @@ def plan_merged_files(
     files = list(_tokenizer_files(source, base))
     if "generation_config.json" in base.files:
         files.append(PlannedFile("generation_config.json", "base", None))
-    files += [PlannedFile(name, "base", size) for name, size in sorted(base.documents.items())]
+    files += _licence_files(base)
     if len(shards) > 1:
         files.append(PlannedFile(INDEX_NAME, "written", None))
     files += [PlannedFile(name, "written", None) for name in WRITTEN_MERGED]
@@ -65,11 +67,20 @@ def plan_adapter_files(source: AdapterSource, base: BaseSource) -> tuple[Planned
     """Plans the folder of an adapter kept separate."""
     files = [PlannedFile("adapter_model.safetensors", "adapter", source.spec.weights_bytes)]
     files += _tokenizer_files(source, base)
-    files += [PlannedFile(name, "base", size) for name, size in sorted(base.documents.items())]
+    files += _licence_files(base)
     written = ["adapter_config.json", "base.lock.json", "README.md"]
     if needs_folding(source):
         written += ["normalised/adapter_model.safetensors", "normalised/adapter_config.json"]
     return (*files, *(PlannedFile(name, "written", None) for name in written))
+
+
+def _licence_files(base: BaseSource) -> list[PlannedFile]:
+    """What the base's licence wants to travel along; its notice is written if none was shipped."""
+    files = [PlannedFile(name, "base", size) for name, size in sorted(base.documents.items())]
+    has_notice = any(name.lower().startswith("notice") for name in base.documents)
+    if notice_text(base.license) is not None and not has_notice:
+        files.append(PlannedFile(NOTICE_NAME, "written", None))
+    return files
 
 
 def needs_folding(source: AdapterSource) -> bool:
@@ -93,16 +104,19 @@ def _tokenizer_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFi
     own = {name: size for name, size in source.files.items() if is_tokenizer_file(name)}
     theirs = {name: size for name, size in base.files.items() if is_tokenizer_file(name)}
     if any(mark in own for mark in _MARKS_OF_TOKENIZER):
-        kept = {name: size for name, size in theirs.items() if _is_processor(name)}
-    else:
-        kept = {name: size for name, size in theirs.items() if not _overridden(name, own)}
+        theirs = {
+            name: size
+            for name, size in theirs.items()
+            if _is_processor(name) or is_chat_template(name)
+        }
+    kept = {
+        name: size
+        for name, size in theirs.items()
+        if not (is_chat_template(name) and source.has_chat_template)
+    }
     files = [PlannedFile(name, "adapter", size) for name, size in own.items()]
     files += [PlannedFile(name, "base", size) for name, size in kept.items() if name not in own]
     return tuple(sorted(files, key=lambda file: file.path))
-
-
-def _overridden(name: str, own: dict[str, int]) -> bool:
-    return is_chat_template(name) and any(is_chat_template(other) for other in own)
 
 
 def _is_processor(name: str) -> bool:

@@ -19,12 +19,14 @@ class AdapterSource:
         spec: The adapter.
         files: Tokenizer files and the like beside its weights: name → bytes.
         token_count: Largest token id of its tokenizer plus one, or None without a tokenizer.
+        has_chat_template: Whether its tokenizer brings one, in a file of its own or not.
     """
 
     name: str
     spec: AdapterSpec
     files: Mapping[str, int]
     token_count: int | None
+    has_chat_template: bool = False
 
 
 @dataclass(frozen=True)
