@@ -10,7 +10,7 @@ from packager.manifest import Target
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _MIN_SHARD_BYTES = 1_000_000
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
