@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from packager import __version__
 from packager.bundle import Staging, check_absent, check_free_space, make_folder, write_text
 from packager.digest import content_digest
 from packager.errors import ProofError
@@ -246,7 +245,7 @@ def _make_manifest(
         )
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        tool={**library_versions(), "lorapack": __version__},
+        tool=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base=BaseRecord(
             repo=ref.repo,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packager import __version__
 from packager.adapter import AdapterSpec, read_adapter
 from packager.adapter.spec import CONFIG_NAME
 from packager.base import read_base
@@ -36,7 +37,7 @@ from packager.verify.proof import (
 from packager.verify.weights import Sources, check_folded, check_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LIBRARIES = ("lorapack", "torch", "transformers", "peft", "safetensors", "huggingface_hub")
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub")
 _CAUSAL = (None, "CAUSAL_LM")
 
 
@@ -100,7 +101,7 @@ def adapter_entries(source: AdapterSource) -> tuple[FileEntry, ...]:
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that take part in a release."""
-    versions = {"python": platform.python_version()}
+    versions = {"lorapack": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
