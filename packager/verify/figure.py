@@ -18,7 +18,9 @@ def describe_share(share: float) -> str:
     if share <= 0.0 or share >= 1.0:
         return "100\u00a0%" if share >= 1.0 else "0\u00a0%"
     decimals = min(4, max(1, math.ceil(-math.log10(1.0 - share)) - 1))
-    floor = math.floor(share * 100 * 10**decimals) / 10**decimals
+    # Cut, not rounded; the slack keeps 0.9973, which has no exact double, at 99.73.
+    units = min(math.floor(share * 10 ** (decimals + 2) + 1e-9), 10 ** (decimals + 2) - 1)
+    floor = units / 10**decimals
     return f"{floor:.{decimals}f}\u00a0%" if floor > 0.0 else "<\u00a00.1\u00a0%"
 
 

@@ -26,6 +26,9 @@ FRAME = Frame()
 _PLOT_WIDTH = FRAME.width - FRAME.left - FRAME.right
 _PLOT_HEIGHT = FRAME.height - FRAME.top - FRAME.bottom
 _MAX_DOTS = 6000
+_MAX_COLUMNS = 200
+_MAX_X_TICKS = 16
+_OTHER = "other"
 _LOWEST_EXPONENT = -16
 
 
@@ -91,33 +94,31 @@ def plan_layer_picture(
     """
     if not figures:
         return None
-    keys = sorted({_column(figure) for figure in figures})
-    place = {key: index for index, key in enumerate(keys)}
-    columns: list[list[float]] = [[] for _ in keys]
-    for figure in figures:
-        columns[place[_column(figure)]].append(max(0.0, value(figure)))
-    top, y_ticks = _linear_axis(max(max(column) for column in columns))
-    step = _PLOT_WIDTH / len(keys)
+    columns = _columns(figures, value)
+    top, y_ticks = _linear_axis(max(max(values) for _, values in columns))
+    step = _PLOT_WIDTH / len(columns)
     bars, dots = [], []
-    for index, column in enumerate(columns):
-        mean = math.fsum(column) / len(column)
+    for index, (label, values) in enumerate(columns):
+        mean = math.fsum(values) / len(values)
         height = _PLOT_HEIGHT * mean / top
-        text = f"{_column_name(keys[index])}: {describe_small_share(mean)} on average"
+        name = "outside of the layers" if label == _OTHER else f"layer {label}"
+        text = f"{name}: {describe_small_share(mean)} on average"
         left = FRAME.left + step * (index + 0.15)
         bars.append(Bar(left, FRAME.top + _PLOT_HEIGHT - height, step * 0.7, height, text))
-        dots += [(FRAME.left + step * (index + 0.5), _PLOT_HEIGHT * (1 - v / top)) for v in column]
-    highest = max(range(len(keys)), key=lambda index: bars[index].height)
+        center = FRAME.left + step * (index + 0.5)
+        dots += [(center, _PLOT_HEIGHT * (1 - item / top)) for item in values]
+    highest = max(bars, key=lambda bar: bar.height)
     return Picture(
         x_ticks=tuple(
-            Tick(FRAME.left + step * (index + 0.5), _column_label(keys[index]))
-            for index in _spread(len(keys), 24)
+            Tick(FRAME.left + step * (index + 0.5), columns[index][0])
+            for index in range(0, len(columns), math.ceil(len(columns) / _MAX_X_TICKS))
         ),
         y_ticks=y_ticks,
         x_title="layer",
         bars=tuple(bars),
         clouds=(_cloud(dots, "tensor"),),
         levels=(),
-        summary=f"{what} for {len(keys)} columns; highest: {bars[highest].text}",
+        summary=f"{what} {len(columns)} columns; highest: {highest.text}",
     )
 
 
@@ -146,7 +147,7 @@ def plan_token_picture(check: BehaviourCheck) -> Picture | None:
         )
         for values, style in ((base, "base"), (own, "own"))
     )
-    means = (
+    means = tuple(
         Level(FRAME.top + height(mean), f"mean {describe_number(mean)}")
         for mean in (check.base_kl_mean, check.kl_mean)
     )
@@ -171,16 +172,26 @@ def plan_token_picture(check: BehaviourCheck) -> Picture | None:
     )
 
 
-def _column(figure: TensorFigure) -> tuple[int, int]:
-    return (0, figure.layer) if figure.layer is not None else (1, 0)
-
-
-def _column_label(key: tuple[int, int]) -> str:
-    return str(key[1]) if key[0] == 0 else "other"
-
-
-def _column_name(key: tuple[int, int]) -> str:
-    return f"layer {key[1]}" if key[0] == 0 else "outside of the layers"
+def _columns(
+    figures: Sequence[TensorFigure], value: Callable[[TensorFigure], float]
+) -> list[tuple[str, list[float]]]:
+    """Returns (label, values) per column: one per layer, or several layers where there are many."""
+    by_layer: dict[int, list[float]] = {}
+    other: list[float] = []
+    for figure in figures:
+        place = other if figure.layer is None else by_layer.setdefault(figure.layer, [])
+        place.append(max(0.0, value(figure)))
+    layers = sorted(by_layer)
+    width = math.ceil(len(layers) / _MAX_COLUMNS) or 1
+    groups = [layers[start : start + width] for start in range(0, len(layers), width)]
+    columns = [
+        (
+            str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}",
+            [item for layer in group for item in by_layer[layer]],
+        )
+        for group in groups
+    ]
+    return [*columns, (_OTHER, other)] if other else columns
 
 
 def _linear_axis(highest: float) -> tuple[float, tuple[Tick, ...]]:
@@ -218,11 +229,6 @@ def _power_of_ten(exponent: int) -> str:
     if exponent < -3:
         return describe_number(10.0**exponent).removeprefix("1.0·")
     return f"{10.0**exponent:g}"
-
-
-def _spread(count: int, most: int) -> range:
-    """Indexes of at most `most` ticks, evenly spread from the first on."""
-    return range(0, count, max(1, math.ceil(count / most)))
 
 
 def _cloud(dots: Sequence[tuple[float, float]], style: str) -> Cloud:

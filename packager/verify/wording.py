@@ -18,7 +18,6 @@ from packager.verify.proof import (
     Level,
     Proof,
     TargetProof,
-    WeightsCheck,
 )
 
 Tone = Literal["passed", "partial", "failed"]
@@ -98,7 +97,7 @@ def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
     files, weights, behaviour = target.files, target.weights, target.behaviour
     return (
         _result(target, "files", files.problems if files else (), files_lines(files)),
-        _result(target, "weights", weights.problems if weights else (), weights_lines(weights)),
+        _result(target, "weights", weights.problems if weights else (), weights_lines(target)),
         _result(
             target,
             "behaviour",
@@ -118,14 +117,17 @@ def files_lines(check: FilesCheck | None) -> tuple[str, ...]:
     )
 
 
-def weights_lines(check: WeightsCheck | None) -> tuple[str, ...]:
+def weights_lines(target: TargetProof) -> tuple[str, ...]:
     """Returns what level `weights` found; nothing when it was not run."""
+    check = target.weights
     if check is None:
         return ()
+    tensors = f"{describe_count(check.checked)} of {describe_count(check.total, 'tensor')}"
+    if target.target == "adapter":
+        return (f"{tensors} compared with the adapter as trained",)
     scope = "" if check.checked == check.total else ", a sample that covers every rule"
     lines = [
-        f"{describe_count(check.checked)} of {describe_count(check.total, 'tensor')} made again "
-        f"from base and adapter{scope}",
+        f"{tensors} made again from base and adapter{scope}",
         f"{describe_count(check.adapter_tensors_used)} of "
         f"{describe_count(check.adapter_tensors_total, 'adapter tensor')} used, each once",
     ]
