@@ -9,17 +9,17 @@ from pathlib import Path
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
-from packager.base.file import (
-    is_chat_template,
-    is_identity_file,
-    is_tokenizer_file,
-    list_model_files,
-)
 from packager.digest import check_identity, identify_file
 from packager.errors import BaseError, InputError
 from packager.license import LicenseFinding, choose_license, find_license
 from packager.lock import locate_base
 from packager.manifest import Evidence
+from packager.modelfile import (
+    is_chat_template,
+    is_identity_file,
+    is_tokenizer_file,
+    list_model_files,
+)
 from packager.plan import AdapterSource, BaseSource
 from packager.progress import Progress
 from packager.untrusted import read_json_object, resolve_inside

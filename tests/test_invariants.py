@@ -26,12 +26,12 @@ ROOMS = (
     "errors", "untrusted", "dtype", "record", "progress", "tensorfile", "manifest", "digest",
     "resource", "frontmatter", "markup", "licensetext", "obligation", "license",
     "adapter", "hub", "base", "lock", "train", "demo",
-    "plan", "gather", "stamp", "modelconfig", "merge", "stream", "basecopy", "sinks", "bundle", "emit",
-    "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
+    "plan", "gather", "stamp", "modelconfig", "merge", "stream", "basecopy", "sinks",
+    "bundle", "emit", "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
 )  # fmt: skip
 
 # File names and patterns of model folders: facts that every room may know.
-VOCABULARY = "packager.base.file"
+VOCABULARY = "packager.modelfile"
 
 ALLOWED_ROOMS = {
     "torch": {"basecopy", "merge", "stream", "sinks", "verify", "train", "demo"},

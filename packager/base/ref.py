@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from packager.base.file import is_identity_file, list_model_files
 from packager.base.index import INDEX_NAME, weight_file_names
 from packager.digest import (
     OnBytes,
@@ -19,6 +18,7 @@ from packager.digest import (
 )
 from packager.errors import BaseError
 from packager.manifest import FileEntry
+from packager.modelfile import is_identity_file, list_model_files
 from packager.untrusted import check_folder_name, find_folder, resolve_inside
 
 # Source: huggingface_hub 2.x, utils/_validators.py: a part begins with no dot and no dash.
