@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.base.file import is_identity_file
 from packager.errors import HubError
 from packager.hub.client import HubRefusedError, ask, client, endpoint
 from packager.hub.fetch import git_blob_id
 from packager.hub.remote import RemoteFile
 from packager.manifest import BaseRecord, FileEntry
+from packager.modelfile import is_identity_file
 from packager.publish.plan import PublishedFile, RepoPlan, State
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
