@@ -7,24 +7,17 @@ Source: PEFT 0.21, src/peft/tuners/lora/config.py (fields), tuners/tuners_utils.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
-import regex
+from packager.adapter.pattern import Matcher
+from packager.errors import AdapterError
 
-from packager.errors import AdapterError, UnsafeInputError
-
-_PATTERN_SECONDS = 1.0
-_MAX_PATTERN = 16_384
 # Source: PEFT 0.21, tuners/tuners_utils.py, _maybe_include_all_linear_layers: every linear layer
 # but the output head; what PEFT saves lists the modules instead.
 _ALL_LINEAR = "all-linear"
 _HEADS = ("lm_head", "embed_out")
-# The engine with a time limit reads braces that hold no count as fuzzy matching.
-_NO_COUNT = re.compile(r"\{(?!\d*,?\d*\})")
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,7 @@ class AdapterConfig:
         layers_to_transform: Layer numbers, or None for all.
         layers_pattern: Names that stand before a layer number.
         raw: The whole document.
+        matcher: Of the patterns above, with the time that they may still take.
     """
 
     peft_type: str
@@ -62,14 +56,15 @@ class AdapterConfig:
     layers_to_transform: tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
     raw: Mapping[str, Any]
+    matcher: Matcher = field(default_factory=Matcher, compare=False, repr=False)
 
     def rank_of(self, module: str) -> int:
         """Returns the rank of a module: of the first matching pattern, else the default."""
-        return int(_first_match(self.rank_pattern, module, self.rank))
+        return int(self.matcher.first(self.rank_pattern, module, self.rank))
 
     def alpha_of(self, module: str) -> float:
         """Returns the alpha of a module: of the first matching pattern, else the default."""
-        return float(_first_match(self.alpha_pattern, module, self.alpha))
+        return float(self.matcher.first(self.alpha_pattern, module, self.alpha))
 
     def scale_of(self, module: str) -> float:
         """Returns the factor of B·A for a module. The scale rule lives here only."""
@@ -78,13 +73,13 @@ class AdapterConfig:
 
     def selects(self, module: str) -> bool:
         """Tells whether PEFT adapts the module of this dotted name."""
-        if self.exclude_modules is not None and _named_by(self.exclude_modules, module):
+        if self.exclude_modules is not None and self.matcher.names(self.exclude_modules, module):
             return False
         if self.target_modules is None:
             return False
         if isinstance(self.target_modules, str) and self.target_modules.lower() == _ALL_LINEAR:
             return module.rpartition(".")[2] not in _HEADS
-        if not _named_by(self.target_modules, module):
+        if not self.matcher.names(self.target_modules, module):
             return False
         exact = isinstance(self.target_modules, str) or module in self.target_modules
         return exact or self.layers_to_transform is None or self._layer_selected(module)
@@ -93,8 +88,8 @@ class AdapterConfig:
         # The group has a name, since a stranger's pattern may hold groups of its own.
         patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in self.layers_pattern]
         for pattern in patterns or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
-            found = _match(pattern, module)
-            if found is not None:
+            found = self.matcher.match(pattern, module)
+            if found is not None and found["idx"] is not None:
                 return int(found["idx"]) in (self.layers_to_transform or ())
         return False
 
@@ -212,47 +207,3 @@ def _as_tuple(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else value
-
-
-def _named_by(names: tuple[str, ...] | str, module: str) -> bool:
-    if isinstance(names, str):
-        return _match(names, module, whole=True) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
-    for pattern, value in patterns.items():
-        if _match(rf"(.*\.)?({pattern})$", module) is not None:
-            return value
-    return default
-
-
-def _match(pattern: str, text: str, *, whole: bool = False) -> regex.Match[str] | None:
-    if len(pattern) > _MAX_PATTERN:
-        raise _bad_pattern(pattern, f"{len(pattern)} characters")
-    try:
-        _check_syntax(pattern)
-        function = regex.fullmatch if whole else regex.match
-        return function(pattern, text, timeout=_PATTERN_SECONDS)
-    except TimeoutError as problem:
-        raise _bad_pattern(pattern, f"no answer within {_PATTERN_SECONDS:g} s") from problem
-    except (re.error, regex.error, RecursionError, ValueError, OverflowError) as problem:
-        raise _bad_pattern(pattern, str(problem)[:120]) from problem
-
-
-@lru_cache(maxsize=1024)
-def _check_syntax(pattern: str) -> None:
-    """Takes only what means the same to `re`, which PEFT matches with."""
-    re.compile(pattern)
-    if _NO_COUNT.search(pattern):
-        raise ValueError("braces that hold no count")
-
-
-def _bad_pattern(pattern: str, found: str) -> UnsafeInputError:
-    return UnsafeInputError(
-        "a module pattern of the adapter cannot be used",
-        where=f"adapter_config.json, {pattern[:80]!r}",
-        expected="a regular expression that ends quickly",
-        found=found,
-        hint="list the module names instead of a pattern",
-    )

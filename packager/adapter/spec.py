@@ -16,10 +16,14 @@ from packager.adapter.feature import (
     find_features,
     tensor_feature,
 )
+from packager.dtype import MERGEABLE
 from packager.errors import AdapterError
+from packager.modelfile import list_model_files
 from packager.tensorfile import TensorRef, check_not_pickle, read_header
-from packager.untrusted import read_json_object
+from packager.untrusted import check_folder_name, read_json_object, resolve_inside
 
+_FACTOR_DTYPES = (*MERGEABLE, "F64")
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
@@ -120,7 +124,8 @@ def read_adapter(directory: Path) -> AdapterSpec:
             where=str(directory),
             hint="give the folder that holds adapter_config.json",
         )
-    config_path = directory / CONFIG_NAME
+    check_folder_name(directory)
+    config_path = resolve_inside(directory, CONFIG_NAME, where=str(directory))
     if not config_path.exists():
         raise AdapterError(
             "the folder holds no adapter",
@@ -133,7 +138,7 @@ def read_adapter(directory: Path) -> AdapterSpec:
     weights_path = _find_weights(directory)
     header = read_header(weights_path)
     modules, leftover = _sort_tensors(header.tensors, config, str(weights_path))
-    status = weights_path.stat()
+    written_at = min(weights_path.stat().st_mtime, _LATEST)
     return AdapterSpec(
         directory=directory,
         config=config,
@@ -141,19 +146,19 @@ def read_adapter(directory: Path) -> AdapterSpec:
         tensors=header.tensors,
         leftover=leftover,
         features=(*find_features(config), *_features_of_tensors(leftover, modules, config)),
-        weights_bytes=status.st_size,
-        made_at=datetime.fromtimestamp(status.st_mtime, UTC),
+        weights_bytes=header.size,
+        made_at=datetime.fromtimestamp(written_at, UTC),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
     )
 
 
 def _what_it_holds(directory: Path) -> str:
-    names = sorted(path.name for path in directory.iterdir())[:5]
-    return ", ".join(names) if names else "an empty folder"
+    names = list_model_files(directory)[:5]
+    return ", ".join(names) if names else "no files"
 
 
 def _find_weights(directory: Path) -> Path:
-    path = directory / WEIGHTS_NAME
+    path = resolve_inside(directory, WEIGHTS_NAME, where=str(directory))
     if path.exists():
         return path
     for other in sorted(directory.glob("adapter_model.*")):
@@ -231,6 +236,15 @@ def _module(
             found=f"lora_A {shapes[0]}, lora_B {shapes[1]}",
             hint="config and weights belong to different trainings, or the rank was edited",
         )
+    for tensor in (lora_a, lora_b):
+        if tensor.dtype not in _FACTOR_DTYPES:
+            raise AdapterError(
+                f"the adapter tensor {tensor.name!r} is not of a type that LoRA is trained in",
+                where=where,
+                expected=", ".join(_FACTOR_DTYPES),
+                found=tensor.dtype,
+                hint="save the adapter again with PEFT's save_pretrained",
+            )
     alpha, scale = config.alpha_of(name), config.scale_of(name)
     return LoraModule(name, lora_a, lora_b, rank, alpha, scale, base_copy)
 
