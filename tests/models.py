@@ -41,7 +41,8 @@ def cache_folder() -> Path:
 
 def keep_smollm2() -> Path:
     """Returns SmolLM2-135M-Instruct as a checkpoint directory (bfloat16, tied embeddings)."""
-    return extract_base(cache_folder())
+    # Where `lorapack demo` looks when this folder is its XDG_CACHE_HOME.
+    return extract_base(cache_folder() / "lorapack" / "demo")
 
 
 def keep_pirate(base_directory: Path) -> Path:
