@@ -63,6 +63,7 @@ def run(arguments: list[str], folder: Path, hub: dict[str, str]) -> str:
 
 def test_commands_work_in_the_order_of_the_page(folder: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub") as server:
+        server.seed("org/name", folder / MODEL_NAME)
         token = server.add_token("hf_theusersowntoken", "your-name")
         check_page(folder, server.environment(tmp_path / "home", token=token))
 
