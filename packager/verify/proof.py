@@ -85,6 +85,8 @@ class BehaviourCheck:
         top1_agreement: Share of tokens with the same most likely next token, 0 to 1.
         perplexity_ratio: Perplexity of the artefact / of the truth on the same text.
         effect_lost: kl_mean / base_kl_mean; 0 is perfect, 1 is an artefact without the adapter.
+            An effect too small for the artefact's format to hold counts as the smallest that it
+            holds, and has no bound in `thresholds`.
         kl_per_token: Every KL, in prompt order, in nats (at most 4096 of them).
         base_kl_per_token: The same for the base without the adapter.
         thresholds: Name of a figure → the bound that it has to hold.
