@@ -110,14 +110,12 @@ def measure_truth(
 ) -> Truth:
     """Runs base + adapter (PEFT, float32), and the base without it, over the prompt set.
 
-    The logits are kept in memory up to 64 MiB and in an unnamed temporary file beyond; nothing
-    of it is left when the process dies.
+    Logits beyond 64 MiB lie in an unnamed temporary file; nothing is left when the process dies.
 
     Args:
         base_dir: The base in safetensors. What the adapter calls its base is not looked at.
         adapter_dir: The adapter as trained.
-        tokenizer_dir: The tokenizer, with the chat template that users will have; None feeds
-            the UTF-8 bytes of the prompts, for models without a tokenizer.
+        tokenizer_dir: The tokenizer with the users' chat template; None feeds UTF-8 bytes.
         prompts: The prompt set.
         progress: Told about every passage.
 
@@ -131,10 +129,10 @@ def measure_truth(
     tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
     loaded = attach_adapter(load_base(base_dir), adapter_dir)
     report = progress or _silent
-    report("continue the prompts", 0, 1)
     with quiet(), torch.inference_mode():
+        report("continue the prompts", 0, 1)
         passages = _passages(loaded, tokenizer, prompts)
-    report("continue the prompts", 1, 1)
+        report("continue the prompts", 1, 1)
     store = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
     try:
         with quiet(), torch.inference_mode():

@@ -83,10 +83,10 @@ def judge(
     whatever else moves it moves the KL.
 
     Args:
-        prompt_set: Name and version of the prompts.
-        prompts: How many there are.
+        prompt_set: As in `BehaviourCheck`, like `prompts`.
+        prompts: Number of prompts.
         kl: KL(truth ‖ artefact) of every token, in nats.
-        base_kl: KL(truth ‖ base without the adapter) of every token, in nats.
+        base_kl: The same for the base without the adapter.
         agreement: Share of tokens with the same most likely next token.
         surprise: Mean of log p(truth) − log p(artefact) over the text, in nats.
         bounds: Of the artefact's number format.
@@ -94,25 +94,19 @@ def judge(
     """
     effect = math.fsum(base_kl) / len(base_kl)
     kl_mean = math.fsum(kl) / len(kl)
-    noticeable = effect > bounds.negligible
-    noise = min(bounds.noise, _MOST_LOST * effect) if noticeable else bounds.noise
-    kl_bound = noise + bounds.share * effect
     lost = kl_mean / max(effect, bounds.negligible)
-    # A text's log-probability moves by no more than its root mean square, which is √(2 KL) for
-    # small differences.
-    ratio_bound = math.exp(math.sqrt(2 * kl_bound))
     ratio = math.exp(max(-700.0, min(700.0, surprise)))
+    limits = _limits(effect, max(base_kl), bounds)
     figures = {
-        "kl_mean": (kl_mean, kl_bound),
-        "kl_max": (max(kl), _PEAK * bounds.noise + _PEAK_SHARE * max(base_kl)),
-        "perplexity_ratio": (max(ratio, 1 / ratio), ratio_bound),
+        "kl_mean": kl_mean,
+        "kl_max": max(kl),
+        "perplexity_ratio": max(ratio, 1 / ratio),
+        "effect_lost": lost,
     }
-    if noticeable:
-        figures["effect_lost"] = (lost, kl_bound / effect)
     beyond = tuple(
-        f"{name} is {value:.3g}, more than {bound:.3g}"
-        for name, (value, bound) in figures.items()
-        if value > bound
+        f"{name} is {figures[name]:.3g}, more than {limit:.3g}"
+        for name, limit in limits.items()
+        if figures[name] > limit
     )
     return BehaviourCheck(
         prompt_set=prompt_set,
@@ -126,6 +120,27 @@ def judge(
         effect_lost=lost,
         kl_per_token=kl[:_MAX_LISTED],
         base_kl_per_token=base_kl[:_MAX_LISTED],
-        thresholds={name: bound for name, (_, bound) in figures.items()},
+        thresholds=limits,
         problems=problems + beyond,
     )
+
+
+def _limits(effect: float, largest_effect: float, bounds: Bounds) -> dict[str, float]:
+    """Returns figure → its limit; without `effect_lost` where the effect is negligible.
+
+    Args:
+        effect: Mean KL of the base without the adapter, in nats.
+        largest_effect: The largest of a token.
+        bounds: Of the artefact's number format.
+    """
+    noticeable = effect > bounds.negligible
+    noise = min(bounds.noise, _MOST_LOST * effect) if noticeable else bounds.noise
+    kl_mean = noise + bounds.share * effect
+    limits = {
+        "kl_mean": kl_mean,
+        "kl_max": _PEAK * bounds.noise + _PEAK_SHARE * largest_effect,
+        # A text's log-probability moves by no more than its root mean square, which is √(2 KL)
+        # for small differences. Of the ratio and its inverse, the larger one counts.
+        "perplexity_ratio": math.exp(math.sqrt(2 * kl_mean)),
+    }
+    return {**limits, "effect_lost": kl_mean / effect} if noticeable else limits
