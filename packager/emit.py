@@ -23,7 +23,7 @@ from packager.sinks.peft import (
     write_folded_weights,
 )
 from packager.sinks.safetensors import SafetensorsSink, render_index
-from packager.stream import adapter_tensors, stream_tensors
+from packager.stream import adapter_tensors, check_finite, stream_tensors
 from packager.untrusted import resolve_inside
 
 CARD_NAME = "README.md"
@@ -53,6 +53,8 @@ def write_target(
     check_base_copies(source, gathered.base.index)
     if target.shards:
         yield from _write_weights(folder, target, gathered, progress)
+    else:
+        check_finite(source.spec.tensors)
     for file in target.files:
         if file.path != CARD_NAME:
             _write_file(folder, file, target, source, gathered)
