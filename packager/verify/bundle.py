@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 from packager.bundle import read_manifest
 from packager.digest import differing_files, hash_files
 from packager.errors import BaseMismatchError, BundleError, output_error
 from packager.gather import Gathered, gather
-from packager.manifest import AdapterRecord, BaseRecord, Manifest, Target
-from packager.plan import ReleaseOptions, plan_release
+from packager.manifest import MANIFEST_NAME, AdapterRecord, BaseRecord, FileEntry, Manifest
+from packager.plan import ReleaseOptions, ReleasePlan, plan_release
 from packager.progress import Progress
-from packager.untrusted import find_folder
+from packager.untrusted import find_folder, resolve_inside
 from packager.verify.check import (
     ADAPTER_WEIGHTS,
     ProofRequest,
@@ -40,13 +40,12 @@ def verify_bundle(bundle: Path, *, level: Level, base: str | None, progress: Pro
         BaseMismatchError: The base is not the one that the bundle was made from.
     """
     manifest = read_manifest(bundle)
+    _check_targets(bundle, manifest)
     levels = LEVELS[: LEVELS.index(level) + 1]
     if level == "files":
         return _verify_files(bundle, manifest, progress)
     gathered = _gather_again(bundle, manifest, base, progress)
-    targets = tuple(t for t in get_args(Target) if t in {r.target for r in manifest.targets})
-    options = ReleaseOptions(targets=targets, dtype=manifest.options.get("dtype"))
-    plan = plan_release(gathered.adapters, gathered.base, options)
+    plan = _plan_again(manifest, gathered)
     return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
 
 
@@ -64,6 +63,20 @@ def write_report(folder: Path, proof: Proof) -> None:
         (folder / "report.html").write_text(render_report(proof), encoding="utf-8")
     except OSError as problem:
         raise output_error(problem, folder) from problem
+
+
+def _check_targets(bundle: Path, manifest: Manifest) -> None:
+    """A manifest without a target would prove nothing, and say so as success."""
+    adapters = {item.name for item in manifest.adapters}
+    strange = [item.path for item in manifest.targets if item.name not in adapters]
+    if strange or not manifest.targets:
+        raise BundleError(
+            "the manifest is damaged",
+            where=str(bundle / MANIFEST_NAME),
+            expected="targets of the adapters that it names",
+            found=", ".join(strange[:5]) or "no target",
+            hint="copy the bundle again, or release it again",
+        )
 
 
 def _verify_files(bundle: Path, manifest: Manifest, progress: Progress) -> Proof:
@@ -106,6 +119,16 @@ def _gather_again(
     return gathered
 
 
+def _plan_again(manifest: Manifest, gathered: Gathered) -> ReleasePlan:
+    """Plans what the manifest says was emitted: each adapter has targets of its own."""
+    plans = []
+    for source in gathered.adapters:
+        targets = tuple(item.target for item in manifest.targets if item.name == source.name)
+        options = ReleaseOptions(targets=targets, dtype=manifest.options.get("dtype"))
+        plans += [plan_release((source,), gathered.base, options)] if targets else []
+    return replace(plans[0], targets=tuple(item for plan in plans for item in plan.targets))
+
+
 def _base_of(record: BaseRecord) -> str:
     if record.repo and record.commit and find_folder(record.directory) is None:
         return f"{record.repo}@{record.commit}"
@@ -113,16 +136,24 @@ def _base_of(record: BaseRecord) -> str:
 
 
 def _find_adapter(bundle: Path, record: AdapterRecord) -> Path:
-    """The folder released from, if it still has the same weights; else the bundle's own copy."""
-    wanted = {entry.path: entry for entry in record.files}.get(ADAPTER_WEIGHTS)
-    for folder in (find_folder(record.directory), bundle / "adapter" / record.name):
-        if folder is None or wanted is None or not (folder / ADAPTER_WEIGHTS).is_file():
-            continue
-        if hash_files(folder, [ADAPTER_WEIGHTS]) == (wanted,):
-            return folder
+    """The folder released from, if all of it is as it was; else the bundle's own copy."""
+    origin = find_folder(record.directory)
+    if origin is not None and _holds(origin, record.files):
+        return origin
+    copy = resolve_inside(bundle, f"adapter/{record.name}", where=str(bundle / MANIFEST_NAME))
+    # Its configuration names the base that it was released with; the manifest has its digest.
+    weights = tuple(entry for entry in record.files if entry.path == ADAPTER_WEIGHTS)
+    if weights and _holds(copy, weights):
+        return copy
     raise BundleError(
         f"adapter {record.name!r} is not where the bundle was made from",
         where=record.directory,
         expected=record.digest,
         hint="put it back there, or release with --target adapter too, so that the bundle keeps it",
     )
+
+
+def _holds(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
+    names = [entry.path for entry in entries]
+    there = all((folder / name).is_file() for name in names)
+    return there and set(hash_files(folder, names)) == set(entries)
