@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -11,8 +12,16 @@ from packager.cli.main import lorapack
 
 def main() -> None:
     """Runs `lorapack` and leaves with its exit code: 0 done, 1 known failure, 2 usage."""
+    _write_utf8()
     _clean_up_on_signals()
     sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
+
+
+def _write_utf8() -> None:
+    """JSON is UTF-8 whatever the terminal's encoding is, and names come in every script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _clean_up_on_signals() -> None:

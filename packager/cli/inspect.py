@@ -10,7 +10,14 @@ import click
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.adapter.feature import TARGETS
-from packager.cli.option import DIRECTORY, base_option, json_option, print_json, size_text
+from packager.cli.option import (
+    DIRECTORY,
+    base_option,
+    json_option,
+    print_json,
+    print_text,
+    size_text,
+)
 from packager.lock import BaseLock, read_lock
 from packager.plan.release import EMITTED
 
@@ -28,7 +35,7 @@ def command(adapter: Path, base: str | None, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(_render(document))
+        print_text(_render(document))
 
 
 def inspect_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None) -> dict[str, Any]:

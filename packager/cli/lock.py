@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from packager.cli.option import DIRECTORY, json_option, print_json
+from packager.cli.option import DIRECTORY, json_option, print_json, print_text
 from packager.cli.progress import TerminalProgress
 from packager.lock import LOCK_NAME
 
@@ -31,4 +31,4 @@ def command(adapter: Path, base: str, as_json: bool) -> None:
         print_json(asdict(lock))
     else:
         name = f"{lock.repo}@{lock.commit}" if lock.repo else lock.digest
-        click.echo(f"locked {adapter / LOCK_NAME} to {name}, {len(lock.files)} files")
+        print_text(f"locked {adapter / LOCK_NAME} to {name}, {len(lock.files)} files")

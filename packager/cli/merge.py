@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from packager.cli.option import DIRECTORY, json_option, print_json
+from packager.cli.option import DIRECTORY, json_option, print_json, print_text
 from packager.cli.progress import TerminalProgress
 from packager.plan.option import parse_size
 
@@ -34,4 +34,4 @@ def command(base: str, adapter: Path, out: Path, max_shard_size: str, as_json: b
         document = {entry.path: {"size": entry.size, "sha256": entry.sha256} for entry in files}
         print_json({"schema_version": 1, "output": str(out.absolute()), "files": document})
     else:
-        click.echo(f"merged {out.absolute()}")
+        print_text(f"merged {out.absolute()}")

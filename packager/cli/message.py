@@ -5,22 +5,23 @@ from __future__ import annotations
 import errno
 
 from packager.errors import LorapackError, RejectedPlanError
+from packager.verify.figure import printable
 
-_SYSTEM_HINTS = {
+_LIMIT_HINTS = {
     errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
     errno.ENFILE: "close other programs: the machine has no open files left",
-    errno.ENOSPC: "free some space on the disk",
     errno.ENOMEM: "close other programs, or add --no-behaviour",
 }
+_SYSTEM_HINTS = {**_LIMIT_HINTS, errno.ENOSPC: "free some space on the disk"}
 
 
 def render_error(problem: LorapackError) -> str:
     """Returns the message of an error; a rejected plan shows every problem, one line each."""
     problems = problem.problems if isinstance(problem, RejectedPlanError) else (problem,)
-    lines = [f"error: {_one_line(str(item))}" for item in problems]
-    hints = list(dict.fromkeys(item.hint for item in problems if item.hint))
+    lines = [f"error: {printable(str(item))}" for item in problems]
+    hints = list(dict.fromkeys(filter(None, map(_hint, problems))))
     return "\n".join(lines) + "".join(
-        f"\n{'' if number else chr(10)}hint: {_one_line(hint)}" for number, hint in enumerate(hints)
+        f"\n{'' if number else chr(10)}hint: {printable(hint)}" for number, hint in enumerate(hints)
     )
 
 
@@ -40,6 +41,8 @@ def system_error(problem: OSError) -> LorapackError:
     )
 
 
-def _one_line(text: str) -> str:
-    """Keeps a stranger's text from moving the cursor or faking lines."""
-    return "".join(char if char.isprintable() else " " for char in text)
+def _hint(problem: LorapackError) -> str:
+    """Where the machine is at its limits, that is what helps, whatever was being done."""
+    cause = problem.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    return _LIMIT_HINTS.get(number or 0, problem.hint)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from packager.plan.option import ReleaseOptions, parse_size
+from packager.verify.figure import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DIRECTORY = click.Path(path_type=Path)
@@ -93,6 +94,11 @@ def parse_options(
 def print_json(document: dict[str, Any]) -> None:
     """Prints the one document that stdout carries."""
     click.echo(json.dumps(document, ensure_ascii=False, indent=1))
+
+
+def print_text(text: str) -> None:
+    """Prints lines for a person; what would act on the terminal is shown instead of sent."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
 
 
 def size_text(count: float) -> str:

@@ -11,6 +11,7 @@ from packager.cli.option import (
     parse_adapters,
     parse_options,
     print_json,
+    print_text,
     release_options,
     size_text,
 )
@@ -46,7 +47,7 @@ def command(
     if as_json:
         print_json(plan_document(plan))
     else:
-        click.echo(render_plan_text(plan))
+        print_text(render_plan_text(plan))
 
 
 def render_plan_text(plan: ReleasePlan) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from packager.verify.figure import printable
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -56,7 +58,7 @@ class TerminalProgress:
         """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
         if self._bar is not None:
             self._bar.refresh()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packager.cli.option import DIRECTORY, json_option, print_json, size_text
+from packager.cli.option import DIRECTORY, json_option, print_json, print_text, size_text
 from packager.cli.progress import TerminalProgress
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def command(bundle: Path, repo: str, private: bool, dry_run: bool, as_json: bool
     if as_json:
         print_json(publish_document(published, dry_run=dry_run))
     else:
-        click.echo("\n".join(_lines(item, dry_run=dry_run) for item in published))
+        print_text("\n".join(_lines(item, dry_run=dry_run) for item in published))
 
 
 def publish_document(published: tuple[PublishedRepo, ...], *, dry_run: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from packager.cli.option import (
     parse_adapters,
     parse_options,
     print_json,
+    print_text,
     release_options,
 )
 from packager.cli.progress import TerminalProgress
@@ -80,7 +81,6 @@ def _show(made: Release) -> None:
     from packager.verify.text import render_proof_text
 
     click.echo(render_proof_text(made.proof))
-    click.echo("")
     for target in made.manifest.targets:
-        click.echo(f"{target.target:<9}{made.bundle / target.path}")
-    click.echo(f"report   {made.bundle / 'report' / 'report.html'}")
+        print_text(f"{target.target:<9}{made.bundle / target.path}")
+    print_text(f"report   {made.bundle / 'report' / 'report.html'}")

@@ -1,4 +1,4 @@
-"""`just bench [--runs N] [--peft-runs N] [--folder DIR] [speed memory]`: the figures of merging."""
+"""`just bench [--runs N] [--peft-runs N] [--folder DIR] [start speed memory]`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,38 @@ from tests.bench.shape import SHAPES, make_adapter, make_base
 def main() -> None:
     """Runs the parts that were asked for and prints a Markdown table of each."""
     parser = argparse.ArgumentParser(prog="just bench")
-    parser.add_argument("parts", nargs="*", default=["speed", "memory"])
+    parser.add_argument("parts", nargs="*", default=["start", "speed", "memory"])
     parser.add_argument("--runs", type=int, default=5, help="paired runs")
     parser.add_argument("--peft-runs", type=int, default=3, help="paired runs against PEFT")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "lorapack-bench")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     print(f"machine: {describe_machine()}\n")
+    if "start" in options.parts:
+        _start(options.folder)
     if "speed" in options.parts:
         _speed(options.folder, options.runs, options.peft_runs)
     if "memory" in options.parts:
         _memory(options.folder)
+
+
+def _start(folder: Path) -> None:
+    base = make_base("3B", folder)
+    adapter = make_adapter("3B", folder, base)
+    cache = folder / "cache"
+    commands = {"--help": ["--help"], "inspect": ["inspect", str(adapter)]}
+    runs = paired(
+        10,
+        {
+            name: lambda arguments=arguments: run([*LORAPACK, *arguments], cache=cache)
+            for name, arguments in commands.items()
+        },
+    )
+    print("\n| command | median s | peak memory, GiB |")
+    print("| --- | --- | --- |")
+    for name, each in runs.items():
+        peak = max(item.peak_bytes for item in each) / 2**30
+        print(f"| lorapack {name} | {median_seconds(each):.2f} | {peak:.2f} |")
 
 
 def _speed(folder: Path, count: int, peft_count: int) -> None:
@@ -39,18 +60,21 @@ def _speed(folder: Path, count: int, peft_count: int) -> None:
     copy, merge, whole = (runs[name] for name in ("cp + sync", "lorapack merge", "release"))
     ours, theirs = slow["lorapack merge"], slow["PEFT"]
     print("\n3 B parameters, bfloat16, 4 shards, rank 16 on all linear layers\n")
-    print("| | median s | against |")
-    print("| --- | --- | --- |")
-    print(f"| cp -r base out && sync | {median_seconds(copy):.1f} | |")
-    print(f"| merge | {median_seconds(merge):.1f} | {median_ratio(merge, copy):.2f} × copy |")
-    print(
-        f"| release --target merged --no-behaviour | {median_seconds(whole):.1f} | "
-        f"{median_ratio(whole, copy):.2f} × copy |"
+    print("| | median s | peak memory, GiB | against |")
+    print("| --- | --- | --- | --- |")
+    rows = (
+        ("`cp -r base out && sync`", copy, ""),
+        ("`lorapack merge`", merge, f"{median_ratio(merge, copy):.2f} × copy"),
+        (
+            "`lorapack release --target merged --no-behaviour`",
+            whole,
+            f"{median_ratio(whole, copy):.2f} × copy",
+        ),
+        ("PEFT load + merge + save", theirs, f"{median_ratio(theirs, ours):.1f} × merge"),
     )
-    print(
-        f"| PEFT load + merge + save | {median_seconds(theirs):.1f} | "
-        f"{median_ratio(theirs, ours):.1f} × merge |"
-    )
+    for title, each, against in rows:
+        peak = max(item.peak_bytes for item in each) / 2**30
+        print(f"| {title} | {median_seconds(each):.1f} | {peak:.2f} | {against} |")
     written = max(item.written_bytes for item in merge)
     size = sum(path.stat().st_size for path in (folder / "out-merge").iterdir())
     print(f"\nmerge wrote {written:,} bytes for an output of {size:,} bytes")

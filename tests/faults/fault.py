@@ -38,8 +38,8 @@ class Fault:
 
     Attributes:
         action: Nothing, a signal by name, `fill` (the disk that holds `path`), `file size` (no
-            file may grow), `open files` (none more may be opened), `append` or `truncate` or
-            `remove` (the file `path`).
+            file may grow), `open files` (few more may be opened), and of the file `path`:
+            `append`, `rewrite` (the same bytes), `truncate` or `remove`.
         at: Number of the step, from 1; or the name of a step that happens once.
         later: Steps after the one named.
         path: For those that need one.
@@ -126,6 +126,11 @@ class Steps:
         elif fault.action == "append":
             with Path(fault.path).open("ab") as file:
                 file.write(b"\0")
+        elif fault.action == "rewrite":
+            with Path(fault.path).open("r+b") as file:
+                first = file.read(1)
+                file.seek(0)
+                file.write(first)
         elif fault.action == "truncate":
             os.truncate(fault.path, Path(fault.path).stat().st_size // 2)
         elif fault.action == "remove":
