@@ -50,4 +50,5 @@ def parse_torch_dtype(name: str) -> str:
         "unknown output dtype",
         expected="keep, float32, bfloat16 or float16",
         found=repr(name)[:60],
+        hint="leave --dtype out to keep the base's",
     )

@@ -111,6 +111,7 @@ def parse_front_matter(text: str, *, where: str) -> dict[str, Any]:
             where=where,
             expected=f"at most {MAX_FRONT_MATTER_CHARS} characters",
             found=f"{len(block)} characters",
+            hint="shorten the block between the two `---`",
         )
     try:
         value = yaml.load(block, Loader=_StringLoader)  # noqa: S506 - it builds strings only
@@ -124,7 +125,13 @@ def parse_front_matter(text: str, *, where: str) -> dict[str, Any]:
     if value is None or value == "":
         return {}
     if not isinstance(value, dict):
-        raise InputError("the YAML block is not a mapping", where=where, found=type(value).__name__)
+        raise InputError(
+            "the YAML block is not a mapping",
+            where=where,
+            expected="lines of `key: value`",
+            found=type(value).__name__,
+            hint="correct the lines between the two `---`",
+        )
     return value
 
 

@@ -26,6 +26,7 @@ def read_resource(name: str) -> str:
             "no such resource",
             where=name,
             expected=f"a name below {' or '.join(f'{room}/' for room in _ROOMS)}",
+            hint="install lorapack again",
         )
     return read_text(resolve_inside(_folder(room), name.partition("/")[2], where="resource name"))
 

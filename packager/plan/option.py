@@ -48,4 +48,5 @@ def parse_size(text: str) -> int:
         where="--max-shard-size",
         expected="such as 5GB or 500MiB, at least 1MB",
         found=repr(text)[:40],
+        hint="give it as --max-shard-size 5GB",
     )

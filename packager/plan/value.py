@@ -192,7 +192,12 @@ def parse_plan(text: str | bytes, *, where: str) -> ReleasePlan:
         targets = tuple(_target(item) for item in raw["targets"])
         return ReleasePlan(**{**raw, "targets": targets, "notes": tuple(raw["notes"])})
     except (KeyError, TypeError, ValueError) as problem:
-        raise InputError("the plan is damaged", where=where, found=str(problem)[:200]) from problem
+        raise InputError(
+            "the plan is damaged",
+            where=where,
+            found=str(problem)[:200],
+            hint="make it again: lorapack plan --json",
+        ) from problem
 
 
 def _target(raw: Mapping[str, Any]) -> TargetPlan:

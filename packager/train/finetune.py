@@ -116,7 +116,11 @@ def _train_into(
     tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
     encoded = [_encode(example, tokenizer, settings.max_tokens) for example in examples]
     if not encoded:
-        raise InputError("there is no example to train on", expected="at least one conversation")
+        raise InputError(
+            "there is no example to train on",
+            expected="at least one conversation",
+            hint="give a file with --data that holds some",
+        )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model = AutoModelForCausalLM.from_pretrained(

@@ -297,6 +297,7 @@ def _artefact_logits(loaded: LoadedModel, truth: Truth, report: OnStep) -> Itera
                 "the artefact has fewer tokens than the truth",
                 expected=f"more than {max(ids)}",
                 found=f"{loaded.vocabulary} rows of the embedding",
+                hint="release again; a tokenizer of another model was put beside the weights",
             )
         with quiet(), torch.inference_mode():
             yield _logits(loaded.model, ids)

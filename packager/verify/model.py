@@ -129,7 +129,11 @@ def stored_dtype(directory: Path) -> str:
     found = {ref.dtype for ref in _read_refs(directory)} & set(MANTISSA_BITS)
     if found:
         return min(found, key=lambda dtype: MANTISSA_BITS[dtype])
-    raise ProofError("the model has no tensor of floating point", where=str(directory))
+    raise ProofError(
+        "the model has no tensor of floating point",
+        where=str(directory),
+        hint="check that this is the folder of a model",
+    )
 
 
 def list_names(names: tuple[str, ...]) -> str:
@@ -222,6 +226,7 @@ def _check_adapter_files(directory: Path) -> None:
             "the adapter loads other code or adapters",
             where=str(directory / _ADAPTER_CONFIG),
             found="XLORA" if config.get("peft_type") == "XLORA" else "megatron_config",
+            hint="skip the comparison: --no-behaviour",
         )
 
 
@@ -232,7 +237,11 @@ def _read_refs(directory: Path) -> tuple[TensorRef, ...]:
     else:
         weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise InputError("the index has no weight_map", where=str(index))
+            raise InputError(
+                "the index has no weight_map",
+                where=str(index),
+                hint="copy or download the folder again",
+            )
         names = {str(name) for name in weight_map.values()}
     paths = [resolve_inside(directory, name, where=str(index)) for name in sorted(names)]
     return tuple(ref for path in paths for ref in read_header(path).tensors)
