@@ -51,7 +51,7 @@ def card_facts(
         adapter=_adapter_facts(source),
         task_type=spec.config.task_type,
         parameter_count=index.parameter_count + (0 if merged else spec.parameter_count),
-        dtype=TORCH_NAMES[max(set(dtypes), key=dtypes.count)],
+        dtype=TORCH_NAMES[max(sorted(set(dtypes)), key=dtypes.count)],
         total_bytes=weights,
         load_bytes=weights if merged else index.weights_bytes + weights,
         vocabulary_size=index.embedding.shape[0] if index.embedding is not None else 0,
