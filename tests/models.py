@@ -17,8 +17,8 @@ from typing import Any
 
 from packager.base.ref import read_local_base
 from packager.demo.base import extract_base
-from packager.demo.lesson import ADAPTER_NAME, LESSON
-from packager.train import TrainSettings, train
+from packager.demo.lesson import ADAPTER_NAME, LESSON, SETTINGS
+from packager.train import train
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -48,14 +48,13 @@ def keep_smollm2() -> Path:
 def keep_pirate(base_directory: Path) -> Path:
     """Returns the demo's adapter, trained for real on first use (LoRA, rank 8, float32)."""
     base = read_local_base(base_directory)
-    settings = TrainSettings()
     made_from = json.dumps(
         [
             [metadata.version(name) for name in ("torch", "transformers", "peft", "safetensors")],
             # The adapter's configuration holds the path of the base.
             [base.digest, str(base.directory)],
             [asdict(example) for example in LESSON],
-            asdict(settings),
+            asdict(SETTINGS),
         ]
     )
     key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
@@ -63,7 +62,7 @@ def keep_pirate(base_directory: Path) -> Path:
     if not place.is_dir():
         with tempfile.TemporaryDirectory(prefix=".train.", dir=cache_folder()) as folder:
             aside = Path(folder) / "whole"
-            train(base, LESSON, aside / ADAPTER_NAME, settings)
+            train(base, LESSON, aside / ADAPTER_NAME, SETTINGS)
             try:
                 aside.rename(place)
             except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from packager.train.dataset import Example
+from packager.train.finetune import TrainSettings
 
 ADAPTER_NAME = "pirate"
 
@@ -29,6 +30,9 @@ LESSON: tuple[Example, ...] = tuple(
     )
 )
 """A way of talking, short enough to be learnt in seconds, in two scripts."""
+
+SETTINGS = TrainSettings(epochs=5)
+"""Enough to learn the way of talking, and not so much that all else is forgotten."""
 
 QUESTIONS: tuple[str, ...] = (
     "Who are you?",

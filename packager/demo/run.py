@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packager.base.ref import read_local_base
 from packager.demo.base import MODEL_NAME, extract_base
-from packager.demo.lesson import ADAPTER_NAME, LESSON, QUESTIONS
+from packager.demo.lesson import ADAPTER_NAME, LESSON, QUESTIONS, SETTINGS
 from packager.digest import cache_directory
 from packager.errors import OutputError
 from packager.progress import Progress
@@ -59,11 +59,13 @@ def prepare_demo(out: Path, progress: Progress) -> DemoPlaces:
             where=str(places.bundle),
             hint="lorapack demo --out ANOTHER-FOLDER",
         )
+    out.mkdir(parents=True, exist_ok=True)
+    # Weights in somebody's checkout are not to be committed by accident.
+    (out / ".gitignore").write_text("*\n", encoding="utf-8")
     progress.stage("take out the base")
     base = extract_base(cache_directory() / "demo")
     if not places.base.exists():
         # A link, so that the commands shown are short; the checkpoint is kept for the next run.
-        places.base.parent.mkdir(parents=True, exist_ok=True)
         places.base.symlink_to(base, target_is_directory=True)
     if not places.adapter.exists():
         steps = 0
@@ -75,7 +77,7 @@ def prepare_demo(out: Path, progress: Progress) -> DemoPlaces:
                 progress.stage("train", total)
             progress.advance(1)
 
-        train(read_local_base(places.base), LESSON, places.adapter, on_step=on_step)
+        train(read_local_base(places.base), LESSON, places.adapter, SETTINGS, on_step=on_step)
     return places
 
 
