@@ -23,13 +23,18 @@ def stamp_lock(adapter: Path, base: str, progress: Progress) -> BaseLock:
 
     Raises:
         RejectedPlanError: The adapter does not fit this base.
-        BaseError: The base cannot be found.
+        BaseError: The base cannot be found, or another weight of it came with the adapter.
         OutputError: The folder cannot be written.
     """
     spec = read_adapter(adapter)
     progress.stage("identify the base")
     ref = resolve_base(base, say=progress.say, on_bytes=progress.advance)
-    _, problems = plan_tensors(gather_adapter(spec, None), read_base(ref.directory), None)
+    source, index = gather_adapter(spec, None), read_base(ref.directory)
+    _, problems = plan_tensors(source, index, None)
     if problems:
         raise RejectedPlanError(tuple(problems))
+    if any(module.base_copy is not None for module in spec.modules.values()):
+        from packager.basecopy import check_base_copies  # torch is only loaded where it is needed
+
+        check_base_copies(source, index)
     return write_lock(adapter, ref)

@@ -25,8 +25,8 @@ PACKAGE = Path(packager.__file__).parent
 ROOMS = (
     "errors", "untrusted", "modelfile", "dtype", "record", "progress", "tensorfile", "manifest",
     "digest", "resource", "frontmatter", "markup", "licensetext", "obligation", "license",
-    "adapter", "hub", "base", "lock", "train", "demo", "plan", "gather", "stamp", "modelconfig",
-    "merge", "stream", "basecopy", "sinks", "bundle", "emit", "verify", "card", "cardfacts",
+    "adapter", "hub", "base", "lock", "train", "demo", "plan", "gather", "modelconfig",
+    "merge", "stream", "basecopy", "stamp", "sinks", "bundle", "emit", "verify", "card", "cardfacts",
     "release", "publish", "cli", "__main__",
 )  # fmt: skip
 
