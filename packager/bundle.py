@@ -37,20 +37,23 @@ class Staging:
         self.out = out.absolute()
         self.root = self.out.with_name(f".{self.out.name}.lorapack")
         self._descriptor = -1
+        self._reserve = -1
         self._made: list[Path] = []
 
     def __enter__(self) -> Staging:
         check_absent(self.out)
         check_folder_name(self.out)
         try:
+            # Given back for cleaning up, which needs one where no more files may be opened.
+            self._reserve = os.open(os.devnull, os.O_RDONLY)
             self._make_parents()
             self._lock()
             check_absent(self.out)
-            for left in self.root.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            _empty_folder(self.root)
         except BaseException as problem:
+            self._close_reserve()
             with suppress(OSError, OutputError):
-                # An interrupt can come between making the folder and locking it.
+                # What came between can be an interrupt: the folder is made, but not locked.
                 self._lock()
             self._abandon()
             if isinstance(problem, OSError):
@@ -79,6 +82,7 @@ class Staging:
             if problem.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 check_absent(self.out)
             raise output_error(problem, self.out) from problem
+        self._close_reserve()
         self._unlock()
         self._made = []
 
@@ -91,32 +95,37 @@ class Staging:
         if self._descriptor >= 0:
             return
         self.root.mkdir(exist_ok=True)
-        # A link or a folder of somebody else's, in a place like /tmp, would be emptied below.
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        self._descriptor = os.open(self.root, flags)
+        # A link or a folder of somebody else's, in a place like /tmp, would be emptied.
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(self._descriptor)
-            ours = status.st_ino == self.root.stat().st_ino and status.st_uid == os.geteuid()
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            self._unlock()
-            raise OutputError(
-                "another lorapack is writing this output",
-                where=str(self.out),
-                expected=f"nobody at work in {self.root.name}",
-                hint="wait for it, or give another --out",
-            )
+            if not _is_ours(self.root, descriptor):
+                raise OutputError(
+                    "another lorapack is writing this output",
+                    where=str(self.out),
+                    expected=f"nobody at work in {self.root.name}",
+                    hint="wait for it, or give another --out",
+                )
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
 
     def _abandon(self) -> None:
         """Removes what was made, unless it was committed or is another run's."""
-        if self._descriptor >= 0:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self._unlock()
+        self._close_reserve()
+        with suppress(OSError):
+            if self._descriptor >= 0:
+                _empty_folder(self.root)
+                self.root.rmdir()
+        self._unlock()
         with suppress(OSError):
             for parent in self._made:
                 parent.rmdir()
+
+    def _close_reserve(self) -> None:
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
     def _unlock(self) -> None:
         if self._descriptor >= 0:
@@ -216,6 +225,24 @@ def copy_new(source: Path, path: Path) -> None:
             shutil.copyfileobj(incoming, outgoing, 4 << 20)
     except OSError as problem:
         raise output_error(problem, path) from problem
+
+
+def _is_ours(folder: Path, descriptor: int) -> bool:
+    """Locks a folder; tells whether it is the one that now has this name, and belongs to us."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status, there = os.fstat(descriptor), folder.stat()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return os.path.samestat(status, there) and status.st_uid == os.geteuid()
+
+
+def _empty_folder(folder: Path) -> None:
+    """Removes what is in a folder, with one open file at a time; links are not followed."""
+    for place, folders, names in os.walk(folder, topdown=False):
+        for name in [*folders, *names]:
+            path = Path(place, name)
+            path.rmdir() if name in folders and not path.is_symlink() else path.unlink()
 
 
 def _open_source(path: Path) -> BinaryIO:

@@ -98,7 +98,7 @@ def read_header(path: Path) -> TensorFile:
             "the weights file cannot be read",
             where=where,
             found=problem.strerror or "an I/O error",
-            hint="check the path; if the file is missing, download the folder again",
+            hint="check the path and its permissions; if it is missing, download the folder again",
         ) from problem
     return parse_header(raw, path=path, size=size)
 

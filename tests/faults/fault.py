@@ -40,7 +40,7 @@ class Fault:
         action: Nothing, a signal by name, `fill` (the disk that holds `path`), `file size` (no
             file may grow), `open files` (few more may be opened), and of the file `path`:
             `append`, `rewrite` (the same bytes), `truncate` or `remove`.
-        at: Number of the step, from 1; or the name of a step that happens once.
+        at: Number of the step, from 1; or the name of one, the first so called.
         later: Steps after the one named.
         path: For those that need one.
         spare: Open files that are still allowed.
@@ -108,7 +108,7 @@ class Steps:
         """Counts a step; tells whether it is the one of the fault."""
         number = next(self._numbers)
         self.seen.append(name)
-        if name == self._fault.at:
+        if name == self._fault.at and not self._at:
             self._at = number + self._fault.later
         return number == self._at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +70,7 @@ class Runner:
                 [sys.executable, "-m", "tests.faults.forkserver", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=CHECKOUT,
+                start_new_session=True,
             )
         self._channel.settimeout(_PATIENCE_SECONDS)
         self.modules: list[str] = []
@@ -78,6 +80,7 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+        os.killpg(self._server.pid, signal.SIGKILL)  # with what a failed test left stopped
         self._server.wait(_PATIENCE_SECONDS)
 
     def start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def test_killed_release_leaves_no_bundle_and_can_be_run_again(
     world: World, steps: tuple[str, ...]
 ) -> None:
     whole = _weights(world.out)
-    shutil.rmtree(world.out)
+    world.remove_out()
     clean = world.listing()
     points = _points(steps, POINTS)
     assert len(set(points)) == POINTS
@@ -42,13 +41,13 @@ def test_killed_release_leaves_no_bundle_and_can_be_run_again(
         assert _weights(world.out) == whole, point
         assert [path.name for path in world.work.iterdir()] == ["bundle"], point
         assert {path.name for path in world.cache.rglob("*.*")} <= {"digests.json", "digests.lock"}
-        shutil.rmtree(world.out)
+        world.remove_out()
         assert_same(clean, world.listing(), but=set())
 
 
 def test_release_killed_after_the_rename_is_whole(world: World, steps: tuple[str, ...]) -> None:
     whole = _weights(world.out)
-    shutil.rmtree(world.out)
+    world.remove_out()
     after = len(steps) - steps.index(SHOWN) - 1
     assert after >= 1  # the flush of the folder above
     outcome = world.run(world.release(), Fault("kill", SHOWN, later=after))
@@ -66,7 +65,7 @@ def test_killed_merge_leaves_no_folder_and_can_be_run_again(world: World) -> Non
     outcome = world.run(argv)
     assert outcome.code == 0, outcome.stderr
     whole = list_folder(world.out)
-    shutil.rmtree(world.out)
+    world.remove_out()
     for point in _points(outcome.steps, 8):
         killed = world.run(argv, Fault("kill", point))
         assert killed.code == -signal.SIGKILL
@@ -74,14 +73,14 @@ def test_killed_merge_leaves_no_folder_and_can_be_run_again(world: World) -> Non
         assert world.run(argv).code == 0
         assert list_folder(world.out) == whole
         assert [path.name for path in world.work.iterdir()] == ["bundle"]
-        shutil.rmtree(world.out)
+        world.remove_out()
 
 
 @pytest.mark.parametrize("action", ["interrupt", "terminate", "hang up"])
 def test_interrupted_release_says_so_and_leaves_nothing(
     world: World, steps: tuple[str, ...], action: str
 ) -> None:
-    shutil.rmtree(world.out)
+    world.remove_out()
     deeper = world.release()
     deeper[deeper.index(str(world.out))] = str(world.out / "made" / "on" / "the" / "way")
     before = world.listing()
@@ -94,7 +93,7 @@ def test_interrupted_release_says_so_and_leaves_nothing(
 
 
 def test_nohup_is_respected(world: World, steps: tuple[str, ...]) -> None:
-    shutil.rmtree(world.out)
+    world.remove_out()
     outcome = world.run(world.release(), Fault("hang up", 100, ignored=True))
     assert outcome.code == 0, outcome.stderr
     assert world.out.exists()

@@ -98,6 +98,10 @@ class World:
         found = list_folder(self.root)
         return {path: what for path, what in found.items() if not path.startswith(str(self.cache))}
 
+    def remove_out(self) -> None:
+        """Removes the bundle."""
+        shutil.rmtree(self.out)
+
     def forget(self) -> None:
         """Empties the cache."""
         shutil.rmtree(self.cache, ignore_errors=True)
@@ -127,7 +131,7 @@ def assert_same(before: dict[str, str], after: dict[str, str], *, but: set[str])
         for path in {*before, *after} - but
         if before.get(path) != after.get(path)
     }
-    assert not differing
+    assert not differing, differing
 
 
 def list_folder(folder: Path) -> dict[str, str]:
