@@ -23,11 +23,11 @@ PACKAGE = Path(packager.__file__).parent
 
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
-    "errors", "untrusted", "modelfile", "dtype", "record", "progress", "tensorfile", "manifest",
-    "digest", "resource", "frontmatter", "markup", "licensetext", "obligation", "license",
-    "adapter", "hub", "base", "lock", "train", "demo", "plan", "gather", "modelconfig",
-    "merge", "stream", "basecopy", "stamp", "sinks", "bundle", "emit", "verify", "card", "cardfacts",
-    "release", "publish", "cli", "__main__",
+    "errors", "untrusted", "modelfile", "dtype", "record", "progress", "tensorfile",
+    "manifest", "digest", "resource", "frontmatter", "markup", "licensetext", "obligation",
+    "license", "adapter", "hub", "base", "lock", "train", "demo", "plan", "gather",
+    "modelconfig", "merge", "stream", "basecopy", "stamp", "sinks", "bundle", "emit",
+    "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
