@@ -300,7 +300,9 @@ def _artefact_logits(loaded: LoadedModel, truth: Truth, report: OnStep) -> Itera
                 hint="release again; a tokenizer of another model was put beside the weights",
             )
         with quiet(), torch.inference_mode():
-            yield _logits(loaded.model, ids)
+            logits = _logits(loaded.model, ids)
+        # Outside: a reader that gives up half-way would leave these modes on behind it.
+        yield logits
     report("merged model", len(truth.passages), len(truth.passages))
 
 

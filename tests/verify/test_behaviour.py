@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import resource
@@ -210,6 +211,11 @@ def test_refuses_another_vocabulary(truth: Truth, merged: Path, edit_weights: Ed
         check_merged(truth, folder)
     assert caught.value.expected.startswith("256 tokens")
     assert caught.value.found.startswith("264 tokens")
+    # Refused half-way, it leaves nothing switched on behind it.
+    del caught
+    gc.collect()
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
 
 
 def _wrong_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
