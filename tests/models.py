@@ -18,7 +18,7 @@ from typing import Any
 from packager.base.ref import read_local_base
 from packager.demo.base import extract_base
 from packager.demo.lesson import ADAPTER_NAME, LESSON, SETTINGS
-from packager.train import train
+from packager.train import TrainSettings, train
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -45,8 +45,8 @@ def keep_smollm2() -> Path:
     return extract_base(cache_folder() / "lorapack" / "demo")
 
 
-def keep_pirate(base_directory: Path) -> Path:
-    """Returns the demo's adapter, trained for real on first use (LoRA, rank 8, float32)."""
+def keep_pirate(base_directory: Path, settings: TrainSettings = SETTINGS) -> Path:
+    """Returns an adapter of the demo's lesson, by default the demo's own; trained on first use."""
     base = read_local_base(base_directory)
     made_from = json.dumps(
         [
@@ -54,7 +54,7 @@ def keep_pirate(base_directory: Path) -> Path:
             # The adapter's configuration holds the path of the base.
             [base.digest, str(base.directory)],
             [asdict(example) for example in LESSON],
-            asdict(SETTINGS),
+            asdict(settings),
         ]
     )
     key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
@@ -62,7 +62,7 @@ def keep_pirate(base_directory: Path) -> Path:
     if not place.is_dir():
         with tempfile.TemporaryDirectory(prefix=".train.", dir=cache_folder()) as folder:
             aside = Path(folder) / "whole"
-            train(base, LESSON, aside / ADAPTER_NAME, SETTINGS)
+            train(base, LESSON, aside / ADAPTER_NAME, settings)
             try:
                 aside.rename(place)
             except OSError:

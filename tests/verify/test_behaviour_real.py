@@ -17,7 +17,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from packager.train import TrainSettings
 from packager.verify.memory import behaviour_bytes
+from tests.models import keep_pirate
 
 PARAMETERS, VOCABULARY = 134_515_008, 49_152
 
@@ -38,9 +40,9 @@ print(json.dumps({"checks": checks, "peak": peak, "words": words}))
 
 
 @pytest.fixture(scope="module")
-def found(
-    smollm2_base: Path, pirate_adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def found(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    # Learnt longer than in the demo: the manner has to reach prompts far from the lesson.
+    pirate_adapter = keep_pirate(smollm2_base, TrainSettings(epochs=8))
     merged = tmp_path_factory.mktemp("pirate-merged")
     model = AutoModelForCausalLM.from_pretrained(smollm2_base, dtype=torch.float32)
     PeftModel.from_pretrained(model, pirate_adapter).merge_and_unload().to(
