@@ -99,7 +99,7 @@ def parse_lock(text: bytes | str, *, where: str) -> BaseLock:
         InputError: Unknown schema, a missing or wrong field, or a digest that does not match its
             files.
     """
-    raw = parse_json_object(text, where=where)
+    raw = parse_json_object(text, where=where, constants=False)
     try:
         if raw["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {raw['schema_version']!r}")

@@ -119,7 +119,7 @@ def parse_manifest(text: str | bytes, *, where: str) -> Manifest:
         BundleError: Unknown schema, a missing or wrong field, or a path that leaves the bundle.
     """
     try:
-        manifest = _manifest(parse_json_object(text, where=where), where)
+        manifest = _manifest(parse_json_object(text, where=where, constants=False), where)
         _check(manifest, where)
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as problem:
         raise BundleError(

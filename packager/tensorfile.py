@@ -116,7 +116,7 @@ def parse_header(raw: bytes, *, path: Path, size: int) -> TensorFile:
             overlaps, or data that ends elsewhere than the file.
     """
     where = str(path)
-    header = parse_json_object(raw, where=f"{where} (header)")
+    header = parse_json_object(raw, where=f"{where} (header)", constants=False)
     metadata = _metadata(header.pop("__metadata__", {}), where)
     data_start = 8 + len(raw)
     entries = sorted(
@@ -209,7 +209,13 @@ def _entry(name: str, raw: Any, where: str) -> tuple[int, int, str, str, tuple[i
         raise _damaged(where, "a tensor entry", repr(name)[:80])
     dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise _damaged(where, f"a known dtype for {name!r}", repr(dtype)[:40])
+        raise InputError(
+            f"tensor {name!r:.80} is of a type that lorapack does not read",
+            where=where,
+            expected="whole bytes, such as BF16",
+            found=repr(dtype)[:40],
+            hint="give the 16-bit original of this model",
+        )
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise _damaged(where, f"whole numbers for {name!r}", f"{shape!r:.80} at {offsets!r:.80}")
     (begin, end), size = offsets, tensor_bytes(dtype, tuple(shape))

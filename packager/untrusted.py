@@ -159,8 +159,14 @@ def read_text(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> str:
         ) from problem
 
 
-def parse_json_object(data: bytes | str, *, where: str) -> dict[str, Any]:
+def parse_json_object(data: bytes | str, *, where: str, constants: bool = True) -> dict[str, Any]:
     """Parses one JSON object, refusing what programs read differently or cannot hold.
+
+    Args:
+        data: The document.
+        where: Its name, for errors.
+        constants: Whether to take `NaN` and `Infinity`, which are no JSON, but which
+            configurations of models hold since Python writes them.
 
     Raises:
         InputError: Not JSON in UTF-8, not an object, a key twice, more than `MAX_JSON_VALUES`
@@ -177,7 +183,11 @@ def parse_json_object(data: bytes | str, *, where: str) -> dict[str, Any]:
                 found=f"about {count:,}",
                 hint=_HINT_OTHER_FILE,
             )
-        value = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value = json.loads(
+            text,
+            object_pairs_hook=lambda pairs: _unique(pairs, where),
+            parse_constant=None if constants else _refuse_constant,
+        )
     except (ValueError, RecursionError) as problem:
         raise InputError(
             "the file is not valid JSON",
@@ -212,6 +222,10 @@ def _is_plain(part: str) -> bool:
         and _NAME.fullmatch(part) is not None
         and len(part.encode()) <= _MAX_PART_BYTES
     )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
