@@ -13,7 +13,7 @@ import regex
 from packager.errors import UnsafeInputError
 
 _PATTERN_SECONDS = 1.0
-_ALL_PATTERNS_SECONDS = 10.0
+_ALL_PATTERNS_SECONDS = 5.0
 _MAX_PATTERN = 16_384
 # The engine with a time limit reads braces that hold no count as fuzzy matching.
 _NO_COUNT = re.compile(r"\{(?!\d*,?\d*\})")

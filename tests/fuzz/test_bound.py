@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import pair, write_adapter
+
 SECONDS = 20
 HEADERS = {
     # name: (what the header holds, how often it is repeated, what ends it), about 100 MB each
@@ -139,8 +141,6 @@ def test_many_tensors_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "layers_pattern"])
 def test_pattern_of_an_adapter(tmp_path: Path, field: str, pattern: str) -> None:
     """In one run for each field and pattern: 200 modules, each of which is matched with it."""
-    from tests.folders import pair, write_adapter
-
     modules = [f"model.layers.{number}.self_attn.q_proj" for number in range(200)]
     shapes = {name: shape for module in modules for name, shape in pair(module).items()}
     value = {"rank_pattern": {pattern: 4}}.get(field, pattern)
@@ -148,3 +148,14 @@ def test_pattern_of_an_adapter(tmp_path: Path, field: str, pattern: str) -> None
     adapter = write_adapter(tmp_path / "adapter", shapes, **config)
     said = _run(_READ_ADAPTER, str(adapter), mib=1024)
     assert "selected" in said or "a module pattern of the adapter cannot be used" in said
+
+
+def test_many_modules_share_one_bound(tmp_path: Path) -> None:
+    """Each match ends well within its own time; all of them together would take a minute."""
+    shapes = {
+        name: shape for number in range(300) for name, shape in pair(f"{'a' * 20}.{number}").items()
+    }
+    pattern = r"([a-z]|[a-z])+\.\d+(?<=\d{9})"
+    adapter = write_adapter(tmp_path / "adapter", shapes, rank_pattern={pattern: 8})
+    said = _run(_READ_ADAPTER, str(adapter), mib=1024)
+    assert "a module pattern of the adapter cannot be used" in said
