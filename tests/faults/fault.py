@@ -37,7 +37,8 @@ class Fault:
     """What happens, and when.
 
     Attributes:
-        action: Nothing, a signal by name, `fill` (the disk that holds `path`), `file size` (no
+        action: Nothing, a signal by name, `fill` (the disk, with a file `path`), `fill names`
+            (the disk, with files in the folder `path`), `file size` (no
             file may grow), `open files` (few more may be opened), and of the file `path`:
             `append`, `rewrite` (the same bytes), `truncate` or `remove`.
         at: Number of the step, from 1; or the name of one, the first so called.
@@ -119,6 +120,8 @@ class Steps:
             os.kill(os.getpid(), _SIGNALS[fault.action])
         elif fault.action == "fill":
             _fill_disk(fault.path)
+        elif fault.action == "fill names":
+            _fill_names(fault.path)
         elif fault.action == "file size":
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         elif fault.action == "open files":
@@ -149,6 +152,17 @@ def _fill_disk(path: str) -> None:
                 if problem.errno != errno.ENOSPC:
                     raise
                 block = block[: len(block) // 2]
+
+
+def _fill_names(path: str) -> None:
+    """Makes empty files until the disk takes no more."""
+    for number in itertools.count():
+        try:
+            Path(path, str(number)).touch()
+        except OSError as problem:
+            if problem.errno != errno.ENOSPC:
+                raise
+            return
 
 
 def _spend_open_files(spare: int) -> None:

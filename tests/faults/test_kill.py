@@ -11,6 +11,8 @@ from tests.faults.fault import SHOWN, Fault
 from tests.faults.world import World, assert_same, check_failure, list_folder
 
 POINTS = 50
+REMEMBERED = "os.rename"
+"""The step that puts the digests of the sources into the cache."""
 
 
 @pytest.fixture
@@ -84,7 +86,8 @@ def test_interrupted_release_says_so_and_leaves_nothing(
     deeper = world.release()
     deeper[deeper.index(str(world.out))] = str(world.out / "made" / "on" / "the" / "way")
     before = world.listing()
-    for number, point in enumerate(_points(steps, 12)):
+    locked = steps.index("fcntl.flock") + 1  # all around the making of the staging folder
+    for number, point in enumerate([*range(locked - 3, locked + 3), *_points(steps, 12)]):
         world.forget()
         outcome = world.run(deeper if number % 3 == 0 else world.release(), Fault(action, point))
         check_failure(outcome, "error: interrupted", "hint: nothing half-made stays")
@@ -100,7 +103,7 @@ def test_nohup_is_respected(world: World, steps: tuple[str, ...]) -> None:
 
 
 def _points(steps: tuple[str, ...], count: int) -> list[int | str]:
-    """Steps before the bundle is shown: all over the work, three writes, and the showing itself.
+    """Steps before the bundle is shown: all over the work, three writes, and the renames.
 
     Threads let steps change places, so that the last few before the showing are left out.
     """
@@ -108,11 +111,12 @@ def _points(steps: tuple[str, ...], count: int) -> list[int | str]:
     writes = [number for number, name in enumerate(steps, 1) if name == "pwrite"]
     assert len(writes) >= 3
     chosen = {writes[0], writes[len(writes) // 2], writes[-1]}
-    even = count - len(chosen) - 1
+    named = [name for name in (REMEMBERED, SHOWN) if name in steps]
+    even = count - len(chosen) - len(named)
     for number in range(even):
         point = 1 + (last - 1) * number // (even - 1)
         chosen.add(point if point not in chosen else point + 1)
-    return [*sorted(chosen), SHOWN]
+    return [*sorted(chosen), *named]
 
 
 def _weights(bundle: Path) -> dict[str, str]:

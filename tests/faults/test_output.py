@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def small_disk(world: World) -> Iterator[World]:
 
     `test_no_file_may_grow` does the same with a limit that everybody may set.
     """
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(world.work)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96m,nr_inodes=400", "tmpfs", str(world.work)]
     tried = subprocess.run(mount, capture_output=True, text=True, check=False)
     if tried.returncode != 0:
         pytest.skip(f"cannot mount a small disk: {tried.stderr.strip()}")
@@ -68,6 +69,22 @@ def test_disk_fills_up_while_writing(small_disk: World) -> None:
         assert os.statvfs(world.work).f_bavail == 0 or hog.stat().st_size > 90 << 20
         hog.unlink()
     assert world.run(world.release()).code == 0
+
+
+def test_disk_has_no_room_for_names(small_disk: World) -> None:
+    """There may be bytes left, but no further file or folder."""
+    world = small_disk
+    outcome = world.run(world.release())
+    assert outcome.code == 0, outcome.stderr
+    world.remove_out()
+    crowd = world.work / "crowd"
+    crowd.mkdir()
+    for point in _writing(outcome.steps, 16):
+        world.forget()
+        fault = Fault("fill names", point, path=str(crowd))
+        world.fail(world.release(), "No space left on device", ROOM, fault=fault)
+        shutil.rmtree(crowd)
+        crowd.mkdir()
 
 
 def test_disk_too_small_is_said_before_anything_is_written(small_disk: World) -> None:
@@ -112,6 +129,17 @@ def test_source_without_permission(foreign: World) -> None:
     user = NOBODY if os.geteuid() == 0 else None
     text = ("cannot be read", "model-00002-of-00004", "Permission denied", "permissions")
     world.fail(world.release(), *text, user=user)
+
+
+def test_folder_that_may_not_be_entered(foreign: World) -> None:
+    world = foreign
+    world.work.chmod(0o777)
+    (world.root / "sources").chmod(0)
+    user = NOBODY if os.geteuid() == 0 else None
+    outcome = world.run(world.release(), user=user)
+    (world.root / "sources").chmod(0o755)
+    check_failure(outcome, str(world.adapter), "Permission denied", "permissions")
+    assert list(world.work.iterdir()) == []
 
 
 def test_out_of_open_files(world: World) -> None:
@@ -202,8 +230,20 @@ def test_source_that_changes_meanwhile_is_noticed(world: World, action: str, nam
     assert world.run(world.release()).code == 0
 
 
-def test_source_that_is_written_to_is_noticed_though_it_reads_the_same(world: World) -> None:
-    source = world.base / "model-00003-of-00004.safetensors"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base/model-00003-of-00004.safetensors",
+        "base/config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/tokenizer.json",
+    ],
+)
+def test_source_that_is_written_to_is_noticed_though_it_reads_the_same(
+    world: World, name: str
+) -> None:
+    shutil.copy(world.base / "tokenizer.json", world.adapter / "tokenizer.json")
+    source = world.root / "sources" / name
     outcome = world.run(world.release())
     world.remove_out()
     staged = outcome.steps.index("fcntl.flock") + 1

@@ -49,6 +49,39 @@ def test_first_run_shows_its_bundle_while_the_second_takes_the_lock(world: World
     _check_whole(world)
 
 
+def test_bundle_that_appears_before_the_lock_is_seen_before_work_begins(world: World) -> None:
+    steps = world.run(world.release()).steps
+    world.remove_out()
+    making = steps.index("fcntl.flock") - 2
+    assert steps[making : making + 2] == ("os.mkdir", "open")
+    second = world.start(world.release(), Fault("stop", making + 1))
+    second.wait_until_stopped()
+    assert world.run(world.release()).code == 0
+    second.resume()
+    refused = second.wait()
+    check_failure(refused, EXISTS)
+    assert "pwrite" not in refused.steps
+    _check_whole(world)
+
+
+def test_lock_on_a_folder_that_is_gone_is_no_lock(world: World) -> None:
+    """The second run opens what the first takes away, and the third makes anew."""
+    first = world.start(world.release(), Fault("stop", "pwrite"))
+    first.wait_until_stopped()
+    second = world.start(world.release(), Fault("stop", "fcntl.flock"))
+    second.wait_until_stopped()
+    os.kill(first.pid, signal.SIGINT)
+    first.resume()
+    check_failure(first.wait(), "interrupted")
+    third = world.start(world.release(), Fault("stop", "pwrite"))
+    third.wait_until_stopped()
+    second.resume()
+    check_failure(second.wait(), *AT_WORK)
+    third.resume()
+    assert third.wait().code == 0
+    _check_whole(world)
+
+
 def test_output_that_appears_meanwhile_is_kept(world: World) -> None:
     first = world.start(world.release(), Fault("stop", SHOWN))
     first.wait_until_stopped()

@@ -89,8 +89,10 @@ class World:
         before = self.listing()
         outcome = self.run(argv, fault, user)
         check_failure(outcome, *texts)
-        changed = {fault.path} if fault is not None else set()
-        assert_same(before, self.listing(), but=changed)
+        after = self.listing()
+        touched = fault.path if fault is not None and fault.path else None
+        changed = {path for path in {*before, *after} if touched and path.startswith(touched)}
+        assert_same(before, after, but=changed)
         return outcome.stderr
 
     def listing(self) -> dict[str, str]:
