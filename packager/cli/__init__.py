@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from packager.cli.main import lorapack
+from packager.cli.main import Interrupted, lorapack
 
 
 def main() -> None:
@@ -25,12 +25,12 @@ def _write_utf8() -> None:
 
 
 def _clean_up_on_signals() -> None:
-    """Lets `kill` and a closed terminal clean up as Ctrl-C does; nohup still holds them off."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
+    """Lets Ctrl-C, `kill` and a closed terminal clean up alike; nohup still holds them off."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(signal.Signals(number).name)
+    raise Interrupted("" if number == signal.SIGINT else signal.Signals(number).name)

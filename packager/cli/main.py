@@ -24,6 +24,16 @@ _COMMANDS = {
 }
 
 
+class Interrupted(BaseException):
+    """A signal asked to stop; holds its name, or nothing for Ctrl-C.
+
+    Not a KeyboardInterrupt: where one of those passes through `exec` of a string, as in imports
+    of large libraries, the interpreter ends by the signal even if it was handled.
+
+    Source: CPython 3.11, Python/pythonrun.c (run_eval_code_obj) and Modules/main.c (Py_RunMain).
+    """
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when that command is called."""
 
@@ -50,7 +60,7 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except LorapackError as problem:
             click.echo(render_error(problem), err=True)
-        except KeyboardInterrupt as problem:
+        except (KeyboardInterrupt, Interrupted) as problem:
             click.echo(render_interrupt(str(problem)), err=True)
         except BrokenPipeError:
             pass
