@@ -23,8 +23,9 @@ from packager.merge import Factors, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import Delta, PlannedTensor
 from packager.tensorfile import TensorRef, tensor_bytes
 
-CHUNK_BYTES = 8 << 20
-"""Bytes of base data in a chunk; a row that is longer makes its chunk longer."""
+CHUNK_BYTES = 2 << 20
+"""Bytes of base data in a chunk, few enough to stay in cache from reading to writing; a row that is
+longer makes its chunk longer."""
 _WORKERS = 2
 _IN_FLIGHT = 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -21,6 +22,7 @@ METADATA = {"format": "pt"}
 
 _FLUSH_BYTES = 64 << 20
 _KERNEL_COPY_BYTES = 1 << 20
+_CANNOT_RESERVE = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
@@ -110,6 +112,7 @@ class _ShardFile:
             data_start=shard.data_start,
         )
         self._end = len(header) + shard.nbytes
+        _reserve(self._descriptor, self._end)
         self._position = 0
         self._flushed = 0
         self._kernel_copies = True
@@ -176,6 +179,24 @@ class _ShardFile:
             done += count
             self._position += count
         return done
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Reserves the blocks of a file at once, where the file system can.
+
+    A full disk is noticed before the first byte, and writing into reserved blocks takes the kernel
+    a fraction of the time of finding each when it is written. `os.posix_fallocate` is not used:
+    where the file system cannot reserve, the C library writes zeros instead.
+
+    Source: fallocate(2), Linux 2.6.23; posix_fallocate(3), glibc 2.36, Caveats.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if function is None or not size:
+        return
+    result = function(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+    number = ctypes.get_errno()
+    if result != 0 and number not in _CANNOT_RESERVE:
+        raise OSError(number, os.strerror(number))
 
 
 class _output_errors:  # noqa: N801 - reads as a statement where it is used
