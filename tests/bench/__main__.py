@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from packager.verify.check import describe_machine
-from tests.bench.accuracy import compare_accuracy
+from tests.bench.apart import apart
 from tests.bench.measure import LORAPACK, PEFT, Run, median_ratio, median_seconds, paired, run
-from tests.bench.shape import SHAPES, make_adapter, make_base
+
+SIZES = ("1B", "3B", "8B", "2GB-tensor")
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "lorapack-bench")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    print(f"machine: {describe_machine()}\n")
+    print(f"machine: {apart('packager.verify.check', 'describe_machine')}\n")
     if "start" in options.parts:
         _start(options.folder)
     if "speed" in options.parts:
@@ -32,8 +32,8 @@ def main() -> None:
 
 
 def _start(folder: Path) -> None:
-    base = make_base("3B", folder)
-    adapter = make_adapter("3B", folder, base)
+    base = _base("3B", folder)
+    adapter = _adapter("3B", folder, base)
     cache = folder / "cache"
     commands = {"--help": ["--help"], "inspect": ["inspect", str(adapter)]}
     runs = paired(
@@ -51,8 +51,8 @@ def _start(folder: Path) -> None:
 
 
 def _speed(folder: Path, count: int, peft_count: int) -> None:
-    base = make_base("3B", folder)
-    adapter = make_adapter("3B", folder, base)
+    base = _base("3B", folder)
+    adapter = _adapter("3B", folder, base)
     starts = _contenders(folder, base, adapter)
     peft = starts.pop("PEFT")
     runs = paired(count, starts)
@@ -78,7 +78,10 @@ def _speed(folder: Path, count: int, peft_count: int) -> None:
     written = max(item.written_bytes for item in merge)
     size = sum(path.stat().st_size for path in (folder / "out-merge").iterdir())
     print(f"\nmerge wrote {written:,} bytes for an output of {size:,} bytes")
-    accuracy = compare_accuracy(base, adapter, folder / "out-merge", folder / "out-peft")
+    accuracy = apart(
+        "tests.bench.accuracy", "compare_accuracy", base, adapter,
+        folder / "out-merge", folder / "out-peft",
+    )  # fmt: skip
     print(
         f"accuracy: mean error {accuracy.ratio:.4f} × PEFT's; worse on {accuracy.worse} of "
         f"{accuracy.merged} merged tensors; {accuracy.changed} of {accuracy.kept} untouched "
@@ -90,9 +93,9 @@ def _speed(folder: Path, count: int, peft_count: int) -> None:
 def _memory(folder: Path) -> None:
     print("\n| base | base bytes | merge, s | peak memory, GiB |")
     print("| --- | --- | --- | --- |")
-    for name in SHAPES:
-        base = make_base(name, folder)
-        adapter = make_adapter(name, folder, base)
+    for name in SIZES:
+        base = _base(name, folder)
+        adapter = _adapter(name, folder, base)
         made = _contenders(folder, base, adapter)["lorapack merge"]()
         size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         print(f"| {name} | {size:,} | {made.seconds:.1f} | {made.peak_bytes / 2**30:.2f} |")
@@ -121,6 +124,16 @@ def _contenders(folder: Path, base: Path, adapter: Path) -> dict[str, Callable[[
         ),
         "PEFT": lambda: start(peft, *PEFT, str(base), str(adapter), str(peft), sync=True),
     }
+
+
+def _base(name: str, folder: Path) -> Path:
+    base: Path = apart("tests.bench.shape", "make_base", name, folder)
+    return base
+
+
+def _adapter(name: str, folder: Path, base: Path) -> Path:
+    adapter: Path = apart("tests.bench.shape", "make_adapter", name, folder, base)
+    return adapter
 
 
 def _remove(folder: Path) -> None:
