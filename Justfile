@@ -48,7 +48,7 @@ lock *pins:
     venv=$(mktemp -d)
     trap 'rm -rf "$venv"' EXIT
     "{{ python }}" -m venv "$venv"
-    "$venv/bin/python" -m pip install ".[bitsandbytes,demo,dev]" {{ pins }}
+    "$venv/bin/python" -m pip install ".[bitsandbytes,dev]" {{ pins }}
     # Builds of torch differ in local version and in what they bring for a GPU; the lock fits all.
     "$venv/bin/python" -m pip freeze --all --exclude pip --exclude lorapack | grep -vE '^(nvidia|triton)' \
         | sed 's/+[a-z0-9.]*$//' > "$venv/frozen"

@@ -128,6 +128,18 @@ class HubError(LorapackError):
     kind = "hub"
 
 
+class OllamaError(LorapackError):
+    """An Ollama server refused, is out of reach, or answers something else than expected."""
+
+    kind = "ollama"
+
+
+class ProcessError(LorapackError):
+    """Another program cannot be started, fails, or takes too long."""
+
+    kind = "process"
+
+
 class RejectedPlanError(LorapackError):
     """A plan has problems; all of them are carried, the first one is the text.
 

@@ -14,7 +14,7 @@ from packager.errors import BaseError, InputError
 from packager.license import LicenseFinding, choose_license, find_license
 from packager.lock import locate_base
 from packager.manifest import Evidence
-from packager.modelfile import (
+from packager.filekind import (
     is_chat_template,
     is_identity_file,
     is_tokenizer_file,

@@ -16,7 +16,7 @@ from packager.base.ref import Say, is_pin
 from packager.digest import OnBytes, content_digest, differing_files
 from packager.errors import BaseError, BaseMismatchError, InputError, OutputError
 from packager.manifest import Evidence, FileEntry, parse_files
-from packager.modelfile import is_chat_template, is_tokenizer_file
+from packager.filekind import is_chat_template, is_tokenizer_file
 from packager.record import check_fields
 from packager.untrusted import find_folder, parse_json_object, read_bytes
 

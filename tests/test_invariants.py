@@ -23,20 +23,20 @@ PACKAGE = Path(packager.__file__).parent
 
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
-    "errors", "untrusted", "modelfile", "dtype", "record", "progress", "tensorfile",
+    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "tensorfile",
     "manifest", "digest", "resource", "frontmatter", "markup", "licensetext", "obligation",
-    "license", "adapter", "hub", "base", "lock", "train", "demo", "plan", "gather",
-    "modelconfig", "merge", "stream", "basecopy", "stamp", "sinks", "bundle", "emit",
-    "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
+    "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "plan", "gather",
+    "modelconfig", "chat", "modelfile", "merge", "stream", "basecopy", "stamp", "sinks",
+    "bundle", "emit", "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
     "torch": {"basecopy", "merge", "stream", "sinks", "verify", "train", "demo"},
-    "transformers": {"verify", "train", "demo", "cli"},
+    "transformers": {"chat", "verify", "train", "demo", "cli"},
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},
     "click": {"cli"},
-    "subprocess": {"serve"},
+    "subprocess": {"process"},
 }
 """A library → the rooms that may import it."""
 

@@ -18,7 +18,7 @@ from packager.adapter.feature import (
 )
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError
-from packager.modelfile import list_model_files
+from packager.filekind import list_model_files
 from packager.tensorfile import TensorRef, check_not_pickle, read_header
 from packager.untrusted import check_folder_name, read_json_object, resolve_inside
 

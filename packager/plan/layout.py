@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from packager.base import BaseIndex
-from packager.modelfile import is_chat_template, is_tokenizer_file
+from packager.filekind import is_chat_template, is_tokenizer_file
 from packager.obligation import notice_text
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, PlannedShard, PlannedTensor

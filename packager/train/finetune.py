@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from packager.base import BaseRef
 from packager.errors import InputError, OutputError
 from packager.lock import write_lock
-from packager.modelfile import is_tokenizer_file
+from packager.filekind import is_tokenizer_file
 from packager.train.dataset import Example
 
 if TYPE_CHECKING:

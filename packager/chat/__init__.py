@@ -1,0 +1,1 @@
+"""Chat templates: what a conversation becomes, by token ids, and where generation ends."""

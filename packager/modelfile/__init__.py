@@ -1,0 +1,1 @@
+"""Ollama's Modelfile and the request that creates a model, as values with writer and parser."""
