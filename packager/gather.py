@@ -11,15 +11,15 @@ from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
 from packager.digest import check_identity, identify_file
 from packager.errors import BaseError, InputError
-from packager.license import LicenseFinding, choose_license, find_license
-from packager.lock import locate_base
-from packager.manifest import Evidence
 from packager.filekind import (
     is_chat_template,
     is_identity_file,
     is_tokenizer_file,
     list_model_files,
 )
+from packager.license import LicenseFinding, choose_license, find_license
+from packager.lock import locate_base
+from packager.manifest import Evidence
 from packager.plan import AdapterSource, BaseSource
 from packager.progress import Progress
 from packager.untrusted import read_json_object, resolve_inside

@@ -15,8 +15,8 @@ from packager.base import BaseRef, read_base, resolve_base
 from packager.base.ref import Say, is_pin
 from packager.digest import OnBytes, content_digest, differing_files
 from packager.errors import BaseError, BaseMismatchError, InputError, OutputError
-from packager.manifest import Evidence, FileEntry, parse_files
 from packager.filekind import is_chat_template, is_tokenizer_file
+from packager.manifest import Evidence, FileEntry, parse_files
 from packager.record import check_fields
 from packager.untrusted import find_folder, parse_json_object, read_bytes
 

@@ -17,8 +17,8 @@ from packager.digest import (
     identify_file,
 )
 from packager.errors import BaseError
-from packager.manifest import FileEntry
 from packager.filekind import is_identity_file, list_model_files
+from packager.manifest import FileEntry
 from packager.untrusted import check_folder_name, find_folder, resolve_inside
 
 # Source: huggingface_hub 2.x, utils/_validators.py: a part begins with no dot and no dash.

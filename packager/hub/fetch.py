@@ -11,9 +11,9 @@ from typing import Any
 
 from packager.digest import OnBytes, hash_files
 from packager.errors import BaseError, BaseMismatchError, UnsafeInputError
+from packager.filekind import CARD_NAME, is_document, is_identity_file
 from packager.hub.client import HubRefusedError, ask, client, silence
 from packager.hub.remote import RemoteFile, RemoteRepo, base_error
-from packager.filekind import CARD_NAME, is_document, is_identity_file
 from packager.untrusted import check_relative_name, resolve_inside
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import HubError
+from packager.filekind import is_identity_file
 from packager.hub.client import HubRefusedError, ask, client, endpoint
 from packager.hub.fetch import git_blob_id
 from packager.hub.remote import RemoteFile
 from packager.manifest import BaseRecord, FileEntry
-from packager.filekind import is_identity_file
 from packager.publish.plan import PublishedFile, RepoPlan, State
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from packager.base import BaseRef
 from packager.errors import InputError, OutputError
-from packager.lock import write_lock
 from packager.filekind import is_tokenizer_file
+from packager.lock import write_lock
 from packager.train.dataset import Example
 
 if TYPE_CHECKING:
