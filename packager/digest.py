@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from packager.errors import InputError, OutputError
 from packager.manifest import FileEntry
+from packager.sequential import read_past_cache
 from packager.untrusted import read_json_object
 
 _CHUNK_BYTES = 4 << 20
@@ -31,15 +32,25 @@ def hash_file(path: Path, on_bytes: OnBytes | None = None) -> str:
     Raises:
         InputError: The file is missing or cannot be read.
     """
+    return _hash_parts(path, _read_parts(path), on_bytes)
+
+
+def hash_stored_file(path: Path, on_bytes: OnBytes | None = None) -> str:
+    """Returns the sha256 of a file as the disk holds it, past the page cache where that works.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+    """
+    return _hash_parts(path, read_past_cache(path), on_bytes)
+
+
+def _hash_parts(path: Path, parts: Iterator[memoryview], on_bytes: OnBytes | None) -> str:
     digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(view[:count])
-                if on_bytes is not None:
-                    on_bytes(count)
+        for part in parts:
+            digest.update(part)
+            if on_bytes is not None:
+                on_bytes(len(part))
     except OSError as problem:
         raise InputError(
             "the file cannot be read",
@@ -48,6 +59,14 @@ def hash_file(path: Path, on_bytes: OnBytes | None = None) -> str:
             hint="check the path and its permissions; copy or download the file again",
         ) from problem
     return digest.hexdigest()
+
+
+def _read_parts(path: Path) -> Iterator[memoryview]:
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            yield view[:count]
 
 
 def hash_files(

@@ -23,7 +23,7 @@ PACKAGE = Path(packager.__file__).parent
 
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
-    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "tensorfile",
+    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential", "tensorfile",
     "manifest", "digest", "resource", "frontmatter", "markup", "licensetext", "obligation",
     "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "plan", "gather",
     "modelconfig", "chat", "modelfile", "merge", "stream", "basecopy", "stamp", "sinks",

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from packager.digest import OnBytes, hash_file
+from packager.digest import OnBytes, hash_stored_file
 from packager.errors import InputError
 from packager.manifest import MANIFEST_NAME, FileEntry
 from packager.verify.proof import FilesCheck
 
 REPORT_FOLDER = "report"
+_READERS = 4
 
 
 def check_files(
@@ -20,7 +21,8 @@ def check_files(
 ) -> FilesCheck:
     """Hashes every file of a bundle and looks for files that the manifest does not know.
 
-    Nothing that was hashed before is trusted: every byte is read again, two files at a time.
+    Nothing that was hashed before is trusted: every byte is read again from the disk, a few
+    files at a time: reading one waits for the disk while another is hashed.
 
     Args:
         bundle: The bundle's folder, or a staging folder.
@@ -28,7 +30,7 @@ def check_files(
         on_bytes: Told of bytes hashed.
     """
     wanted = {entry.path: entry for entry in entries}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(lambda e: _check_file(bundle, e, on_bytes), wanted.values()))
     problems = [problem for problem in found if problem]
     problems += [f"{path} is not in the manifest" for path in list_files(bundle) - wanted.keys()]
@@ -56,7 +58,7 @@ def _check_file(bundle: Path, entry: FileEntry, on_bytes: OnBytes | None) -> str
     if size != entry.size:
         return f"{entry.path} has {size} bytes, not {entry.size}"
     try:
-        sha256 = hash_file(path, on_bytes)
+        sha256 = hash_stored_file(path, on_bytes)
     except InputError as problem:
         return f"{entry.path} cannot be read: {problem.found}"
     if sha256 == entry.sha256:
