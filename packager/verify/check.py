@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,11 +16,12 @@ from packager.adapter import AdapterSpec, read_adapter
 from packager.adapter.spec import CONFIG_NAME
 from packager.base import read_base
 from packager.digest import content_digest, hash_files
+from packager.errors import LorapackError
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.layout import needs_folding
-from packager.progress import Progress
+from packager.progress import Progress, Silent
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.stream import adapter_tensors
 from packager.verify.files import check_files
@@ -71,10 +73,14 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         LorapackError: A source cannot be read, or an artefact cannot be loaded at all.
     """
     gathered = request.gathered
-    files = _check_all_files(request, progress)
-    targets = tuple(
-        _prove_target(request, target, files, progress) for target in request.plan.targets
-    )
+    with ThreadPoolExecutor(1, thread_name_prefix="files") as pool:
+        files = pool.submit(_check_all_files, request, progress)
+        if request.sample_bytes is None:
+            files.result()
+        # A sample is recomputed while files are read: one waits for the disk, one for the cores.
+        targets = tuple(
+            _prove_target(request, target, files, progress) for target in request.plan.targets
+        )
     return Proof(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -128,7 +134,10 @@ def _check_all_files(request: ProofRequest, progress: Progress) -> FilesCheck | 
 
 
 def _prove_target(
-    request: ProofRequest, target: TargetPlan, files: FilesCheck | None, progress: Progress
+    request: ProofRequest,
+    target: TargetPlan,
+    files: Future[FilesCheck | None],
+    progress: Progress,
 ) -> TargetProof:
     skipped: dict[str, str] = {
         level: "not asked for" for level in LEVELS if level not in request.levels
@@ -136,12 +145,21 @@ def _prove_target(
     skipped.update(request.why_not or {})
     weights: WeightsCheck | None = None
     behaviour: BehaviourCheck | None = None
-    own = _files_of(target, request.entries, files)
-    broken = own is not None and bool(own.problems)
+    failure: LorapackError | None = None
+    if "weights" in request.levels and not (files.done() and _is_broken(request, target, files)):
+        try:
+            # A sample is taken while the files have the bar.
+            shown = progress if request.sample_bytes is None else Silent()
+            weights = _check_target_weights(request, target, shown)
+        except LorapackError as problem:
+            failure = problem
+    own = _files_of(target, request.entries, files.result())
+    broken = _is_broken(request, target, files)
     if broken:
+        weights = None
         skipped.update(dict.fromkeys(("weights", "behaviour"), "the files are not as released"))
-    elif "weights" in request.levels:
-        weights = _check_target_weights(request, target, progress)
+    elif failure is not None:
+        raise failure
     if not broken and "behaviour" in request.levels:
         reason = _why_no_behaviour(request, target)
         if reason:
@@ -149,6 +167,11 @@ def _prove_target(
         else:
             behaviour = _check_target_behaviour(request, target, progress)
     return TargetProof(target.target, target.name, own, weights, behaviour, skipped)
+
+
+def _is_broken(request: ProofRequest, target: TargetPlan, files: Future[FilesCheck | None]) -> bool:
+    own = _files_of(target, request.entries, files.result())
+    return own is not None and bool(own.problems)
 
 
 def _files_of(

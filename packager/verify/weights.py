@@ -34,6 +34,9 @@ from packager.verify.proof import TensorFigure, WeightsCheck
 SAMPLE_BYTES = 512 << 20
 """How much of an artefact `release` recomputes at once after writing."""
 
+_KEPT_SHARE = 16
+"""A sample reads at most this part of itself from one tensor that is as in the base."""
+
 _WORKERS = 2
 _BLOCK_ELEMENTS = 1 << 18
 _EXPONENT_BITS = 0x7FF0000000000000
@@ -73,11 +76,12 @@ def check_weights(
         on_bytes: Told of artefact bytes checked.
     """
     chosen = planned if sample_bytes is None else choose_sample(planned, sample_bytes)
+    most_kept = None if sample_bytes is None else sample_bytes // _KEPT_SHARE
     problems = _ledger(planned, artefact, sources)
     figures: list[TensorFigure] = []
 
     def check(tensor: PlannedTensor) -> tuple[TensorFigure | None, str]:
-        result = _check_tensor(tensor, artefact, sources)
+        result = _check_tensor(tensor, artefact, sources, most_kept)
         if on_bytes is not None:
             on_bytes(tensor.nbytes)
         return result
@@ -98,7 +102,7 @@ def check_weights(
 
 
 def _check_tensor(
-    tensor: PlannedTensor, artefact: BaseIndex, sources: Sources
+    tensor: PlannedTensor, artefact: BaseIndex, sources: Sources, most_kept: int | None
 ) -> tuple[TensorFigure | None, str]:
     """Checks one tensor; one that the ledger has found wanting is passed over."""
     stored = artefact.tensors.get(tensor.name)
@@ -106,7 +110,7 @@ def _check_tensor(
         return None, ""
     if tensor.rule == "lora":
         return _check_merged(tensor, stored, sources)
-    return None, _check_kept(tensor, stored, sources.base.tensors[tensor.source])
+    return None, _check_kept(tensor, stored, sources.base.tensors[tensor.source], most_kept)
 
 
 def choose_sample(
@@ -165,10 +169,17 @@ def _count_rules(
     return {rule: (done.count(rule), total.count(rule)) for rule in sorted(set(total))}
 
 
-def _check_kept(tensor: PlannedTensor, stored: TensorRef, ref: TensorRef) -> str:
-    """Byte by byte for `copy`; to half a unit in the last place for `cast`."""
+def _check_kept(
+    tensor: PlannedTensor, stored: TensorRef, ref: TensorRef, most_bytes: int | None
+) -> str:
+    """Byte by byte for `copy`; to half a unit in the last place for `cast`.
+
+    With `most_bytes`, of a larger tensor only blocks of rows that lie evenly over it.
+    """
     rows, _ = _row_shape(ref.shape)
-    for first, count in _blocks(ref.shape):
+    blocks = list(_blocks(ref.shape))
+    step = 1 if most_bytes is None else max(1, math.ceil(stored.nbytes / most_bytes))
+    for first, count in blocks[::step]:
         found = read_rows(stored, first, count)
         wanted = read_rows(ref, first, count)
         if tensor.rule == "copy":
