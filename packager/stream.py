@@ -125,14 +125,18 @@ def read_factors(
     """
     with ExitStack() as stack:
         opened = files or _OpenFiles(stack)
-        return tuple(
-            Factors(
-                _read_factor(adapters[delta.adapter][delta.lora_a], opened, dtype),
-                _read_factor(adapters[delta.adapter][delta.lora_b], opened, dtype),
-                delta.scale,
-            )
-            for delta in deltas
-        )
+        return tuple(_read_pair(delta, adapters[delta.adapter], dtype, opened) for delta in deltas)
+
+
+def _read_pair(
+    delta: Delta, tensors: Mapping[str, TensorRef], dtype: torch.dtype, files: _OpenFiles
+) -> Factors:
+    """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
+    lora_a = _read_factor(tensors[delta.lora_a], files, dtype)
+    lora_b = _read_factor(tensors[delta.lora_b], files, dtype)
+    if delta.transposed:
+        lora_a, lora_b = lora_b.T.contiguous(), lora_a.T.contiguous()
+    return Factors(lora_a, lora_b, delta.scale)
 
 
 def check_finite(tensors: Iterable[TensorRef]) -> None:

@@ -57,6 +57,7 @@ class _Rule:
 
 
 _MERGES = Support("works", "merged in float32, rounded once")
+_SWAPPED = Support("works", "merged the way round in which the base stores the weight")
 _NOT_MERGED = Support("not possible", "this version of lorapack does not merge it")
 _SERVED = Support("works", f"served as it is ({VLLM_CHECKED})")
 _FOLDED = Support("normalised", "the scale is folded into lora_B, so no server can misread it")
@@ -124,7 +125,7 @@ _RULES: tuple[_Rule, ...] = (
     ),
     _Rule("bias", _bias, _NOT_MERGED, _refused()),
     _Rule("lora_bias", _flag("lora_bias"), _NOT_MERGED, _refused()),
-    _Rule("fan_in_fan_out", _flag("fan_in_fan_out"), _NOT_MERGED, _SERVED),
+    _Rule("fan_in_fan_out", _flag("fan_in_fan_out"), _SWAPPED, _SERVED),
     _Rule("target_parameters", _filled("target_parameters"), _NOT_MERGED, _refused()),
     _Rule("layer_replication", _filled("layer_replication"), _NOT_MERGED, _refused()),
     _Rule(

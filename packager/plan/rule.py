@@ -11,6 +11,11 @@ from packager.plan.value import Delta, PlannedTensor
 from packager.tensorfile import TensorRef
 
 HEAD_NAME = "lm_head.weight"
+# Source: transformers 5.x, models/*/modeling_*.py: the models that use pytorch_utils.Conv1D.
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D_MODULES = ("c_attn", "q_attn", "c_proj", "c_fc")
+_OMITTED_PREFIX = "transformer."
+"""What the checkpoints of GPT-2 on the Hub leave out of their names."""
 _SHOWN = 3
 
 
@@ -31,10 +36,10 @@ def plan_tensors(
     targets, problems = _match_modules(source, base)
     planned: dict[str, PlannedTensor] = {}
     for name, ref in base.tensors.items():
-        planned[name] = _plan_tensor(name, ref, targets.pop(name, None), source.name, dtype)
+        planned[name] = _plan_tensor(name, ref, targets.pop(name, None), dtype)
     if HEAD_NAME in targets and base.embedding is not None:
-        module = targets.pop(HEAD_NAME)
-        planned[HEAD_NAME] = _plan_tensor(HEAD_NAME, base.embedding, module, source.name, dtype)
+        delta = targets.pop(HEAD_NAME)
+        planned[HEAD_NAME] = _plan_tensor(HEAD_NAME, base.embedding, delta, dtype)
     return planned, problems
 
 
@@ -50,17 +55,38 @@ def find_base_weight(module: LoraModule, base: BaseIndex) -> TensorRef | None:
     name = f"{module.module}.weight"
     if name == HEAD_NAME and base.head is None and base.ties_embeddings:
         return base.embedding
-    return base.tensors.get(name)
+    if name in base.tensors or not name.startswith(_OMITTED_PREFIX):
+        return base.tensors.get(name)
+    omitted = not any(stored.startswith(_OMITTED_PREFIX) for stored in base.tensors)
+    return base.tensors.get(name.removeprefix(_OMITTED_PREFIX)) if omitted else None
+
+
+def stores_transposed(module: LoraModule, base: BaseIndex) -> bool:
+    """Tells whether the base stores the weight below a module as (in_features, out_features).
+
+    PEFT looks at the layer's class and corrects `fan_in_fan_out` by it, so that the field alone
+    tells nothing of a single module.
+
+    Source: PEFT 0.21, tuners/lora/model.py, _create_new_module: Conv1D and Linear.
+    """
+    return _uses_conv1d(base) and module.module.rpartition(".")[2] in _CONV1D_MODULES
+
+
+def _uses_conv1d(base: BaseIndex) -> bool:
+    return base.config.get("model_type") in _CONV1D_MODELS
 
 
 def _plan_tensor(
-    name: str, ref: TensorRef, module: LoraModule | None, adapter: str, dtype: str | None
+    name: str, ref: TensorRef, delta: Delta | None, dtype: str | None
 ) -> PlannedTensor:
     out = dtype if dtype is not None and ref.dtype in MERGEABLE else ref.dtype
-    if module is None:
-        rule = "copy" if out == ref.dtype else "cast"
-        return PlannedTensor(name, out, ref.shape, "copy" if rule == "copy" else "cast", ref.name)
-    delta = Delta(
+    if delta is None:
+        return PlannedTensor(name, out, ref.shape, "copy" if out == ref.dtype else "cast", ref.name)
+    return PlannedTensor(name, out, ref.shape, "lora", ref.name, (delta,))
+
+
+def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
+    return Delta(
         adapter=adapter,
         module=module.module,
         lora_a=module.lora_a.name,
@@ -68,28 +94,31 @@ def _plan_tensor(
         rank=module.rank,
         scale=module.scale,
         base_copy=None if module.base_copy is None else module.base_copy.name,
+        transposed=stores_transposed(module, base),
     )
-    return PlannedTensor(name, out, ref.shape, "lora", ref.name, (delta,))
 
 
 def _match_modules(
     source: AdapterSource, base: BaseIndex
-) -> tuple[dict[str, LoraModule], list[LorapackError]]:
-    targets: dict[str, LoraModule] = {}
+) -> tuple[dict[str, Delta], list[LorapackError]]:
+    targets: dict[str, Delta] = {}
     problems: list[LorapackError] = []
     unknown: list[str] = []
     unselected: list[str] = []
     for module in source.spec.modules.values():
         ref = find_base_weight(module, base)
-        if ref is None:
+        name = f"{module.module}.weight"
+        if ref is not None and name != HEAD_NAME:
+            name = ref.name
+        if ref is None or name in targets:
             unknown.append(module.module)
             continue
         if not source.spec.config.selects(module.module):
             unselected.append(module.module)
-        problem = _check_fit(source, module, ref)
+        problem = _check_fit(source, module, ref, base)
         if problem is not None:
             problems.append(problem)
-        targets[f"{module.module}.weight"] = module
+        targets[name] = _plan_delta(module, source.name, base)
     if unknown and not _stored_elsewhere(source):
         problems.insert(0, _unknown_modules(source, base, unknown))
     if unselected:
@@ -103,7 +132,9 @@ def _stored_elsewhere(source: AdapterSource) -> bool:
     return any(raw.get(field) for field in ("target_parameters", "layer_replication"))
 
 
-def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> LorapackError | None:
+def _check_fit(
+    source: AdapterSource, module: LoraModule, ref: TensorRef, base: BaseIndex
+) -> LorapackError | None:
     if ref.dtype not in MERGEABLE:
         return BaseError(
             f"base tensor {ref.name!r} is of a type that nothing can be merged into",
@@ -113,6 +144,11 @@ def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> Lor
             hint="give the 16-bit original of this base with --base",
         )
     wanted = (module.lora_b.shape[0], module.lora_a.shape[1])
+    if stores_transposed(module, base):
+        wanted = wanted[::-1]
+    flagged = bool(source.spec.config.raw.get("fan_in_fan_out"))
+    if flagged and wanted[0] == wanted[1] and not _uses_conv1d(base):
+        return _untold_layout(source, module, base)
     copy_fits = module.base_copy is None or module.base_copy.shape == ref.shape
     if wanted == ref.shape and copy_fits:
         return None
@@ -122,6 +158,16 @@ def _check_fit(source: AdapterSource, module: LoraModule, ref: TensorRef) -> Lor
         expected=f"shape {wanted}, from lora_B and lora_A",
         found=f"{ref.shape} in {ref.file.name}",
         hint="this adapter was trained on another base; give that one with --base",
+    )
+
+
+def _untold_layout(source: AdapterSource, module: LoraModule, base: BaseIndex) -> LorapackError:
+    return AdapterError(
+        f"it cannot be told which way round the base stores the weight of {module.module!r}",
+        where=str(source.spec.directory),
+        expected="fan_in_fan_out only on " + ", ".join(_CONV1D_MODELS),
+        found=f"model_type {base.config.get('model_type')!r}"[:80],
+        hint="if the layer is torch's Linear, set fan_in_fan_out to false in adapter_config.json",
     )
 
 

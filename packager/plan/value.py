@@ -33,6 +33,8 @@ class Delta:
         rank: Inner dimension.
         scale: Factor.
         base_copy: Tensor name in the adapter's file of a copy of the base's weight, or None.
+        transposed: Whether the base stores this weight as (in_features, out_features), so that
+            the update is `scale · (lora_b @ lora_a)ᵀ`.
     """
 
     adapter: str
@@ -42,6 +44,7 @@ class Delta:
     rank: int
     scale: float
     base_copy: str | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ KEEPS_THE_FUNCTION: dict[str, Any] = {
 }
 MERGED_NOW = {
     "rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules",
-    "regex target_modules",
+    "regex target_modules", "fan_in_fan_out",
 }  # fmt: skip
 
 
