@@ -31,10 +31,10 @@ from packager.stream import (
 from packager.tensorfile import TensorRef
 from packager.verify.proof import TensorFigure, WeightsCheck
 
-SAMPLE_BYTES = 512 << 20
+SAMPLE_BYTES = 256 << 20
 """How much of an artefact `release` recomputes at once after writing."""
 
-_KEPT_SHARE = 16
+_KEPT_SHARE = 8
 """A sample reads at most this part of itself from one tensor that is as in the base."""
 
 _WORKERS = 2
