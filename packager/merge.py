@@ -74,3 +74,22 @@ def cast_values(values: Tensor, out: Tensor) -> bool:
     """
     out.copy_(values)
     return bool(torch.isfinite(out).all())
+
+
+def add_deltas(values: Tensor, factors: Sequence[Factors], first_row: int) -> bool:
+    """Adds `Σ scale·B[rows]·A` in float32, for values that a quantisation rounds later.
+
+    Args:
+        values: Shape (rows, in_features), float32; changed in place.
+        factors: Updates in float32, added in order.
+        first_row: Row of `lora_b` that belongs to row 0 of `values`.
+
+    Returns:
+        Whether every element of the result is finite.
+    """
+    for item in factors:
+        rows = item.lora_b[first_row : first_row + values.shape[0]]
+        values.addmm_(rows, item.lora_a, alpha=item.scale)
+    low, high = torch.aminmax(values)
+    limit = torch.finfo(values.dtype).max
+    return bool(-limit <= low) and bool(high <= limit)

@@ -23,15 +23,16 @@ PACKAGE = Path(packager.__file__).parent
 
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
-    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential", "tensorfile",
-    "manifest", "digest", "resource", "frontmatter", "markup", "licensetext", "obligation",
-    "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "plan", "gather",
-    "modelconfig", "chat", "modelfile", "merge", "stream", "basecopy", "stamp", "sinks",
-    "bundle", "emit", "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
+    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential",
+    "tensorfile", "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
+    "obligation", "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "plan",
+    "gather", "modelconfig", "chat", "modelfile", "merge", "stream", "transform", "basecopy",
+    "stamp", "sinks", "quantise", "bundle", "emit", "verify", "card", "cardfacts", "release",
+    "publish", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
-    "torch": {"basecopy", "merge", "stream", "sinks", "verify", "train", "demo"},
+    "torch": {"basecopy", "merge", "stream", "transform", "sinks", "verify", "train", "demo"},
     "transformers": {"chat", "verify", "train", "demo", "cli"},
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-KeyType = Literal["uint32", "int32", "uint64", "float32", "bool", "string"]
+KeyType = Literal[
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string",
+    "uint64", "int64", "float64",
+]  # fmt: skip
 Scalar = str | int | float | bool
 KeyValue = Scalar | tuple[Scalar, ...]
 
