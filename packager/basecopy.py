@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from packager.adapter import LoraModule
 from packager.base import BaseIndex
 from packager.errors import BaseMismatchError
@@ -30,8 +32,6 @@ def check_base_copies(source: AdapterSource, base: BaseIndex) -> None:
 
 
 def _check_copy(module: LoraModule, copy: TensorRef, ref: TensorRef) -> None:
-    import torch
-
     rows, width = ref.shape
     step = max(1, _BLOCK_ELEMENTS // max(1, width))
     for first in range(0, rows, step):

@@ -1,13 +1,11 @@
 """Plan → (tensor, bytes) in writing order: read, merged and handed on in chunks of bounded size.
 
 Two workers read and compute the next chunks while the caller hashes and writes the last one.
-Memory depends on the chunk, on the factors of one module, and on nothing else. torch takes longer
-to load than gigabytes take to copy, so it loads while the first untouched tensors pass through.
+Memory depends on the chunk, on the factors of one module, and on nothing else.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -16,23 +14,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+
+import torch
 
 from packager.dtype import ITEM_BYTES, TORCH_NAMES
 from packager.errors import AdapterError, InputError
+from packager.merge import Factors, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import Delta, PlannedTensor
 from packager.tensorfile import TensorRef, tensor_bytes
-
-if TYPE_CHECKING:
-    import torch
-
-    from packager.merge import Factors
 
 CHUNK_BYTES = 2 << 20
 """Bytes of base data in a chunk, few enough to stay in cache from reading to writing; a row that is
 longer makes its chunk longer."""
-_COPIED_BYTES = 16 << 20
-"""Likewise where nothing is computed: fewer, so that Python has little to do while torch loads."""
 _WORKERS = 2
 _IN_FLIGHT = 4
 
@@ -101,14 +94,13 @@ def stream_tensors(
     with ExitStack() as stack:
         files = _OpenFiles(stack)
         pool = stack.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="merge"))
-        loading = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="import"))
-        loading.submit(importlib.import_module, "packager.merge")
+        stack.enter_context(single_threaded_torch())
         buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(_IN_FLIGHT + 1):
             buffers.put(bytearray())
         waiting: deque[Future[Chunk]] = deque()
         try:
-            for task in _tasks(tensors, base, adapters, files, stack):
+            for task in _tasks(tensors, base, adapters, files):
                 waiting.append(pool.submit(task.run, buffers))
                 if len(waiting) >= _IN_FLIGHT:
                     yield waiting.popleft().result()
@@ -140,8 +132,6 @@ def _read_pair(
     delta: Delta, tensors: Mapping[str, TensorRef], dtype: torch.dtype, files: _OpenFiles
 ) -> Factors:
     """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
-    from packager.merge import Factors
-
     lora_a = _read_factor(tensors[delta.lora_a], files, dtype)
     lora_b = _read_factor(tensors[delta.lora_b], files, dtype)
     if delta.transposed:
@@ -205,10 +195,6 @@ class _Task:
         return elements * ITEM_BYTES[self.ref.dtype], elements * ITEM_BYTES[self.tensor.dtype]
 
     def _compute(self, source: memoryview, data: memoryview) -> None:
-        import torch
-
-        from packager.merge import cast_values, merge_rows
-
         values = torch.frombuffer(source, dtype=torch_dtype(self.ref.dtype))
         if len(data) > len(source):
             values = values.clone()  # a wider output overwrites what is still to be read
@@ -233,26 +219,18 @@ def _tasks(
     base: Mapping[str, TensorRef],
     adapters: AdapterTensors,
     files: _OpenFiles,
-    stack: ExitStack,
 ) -> Iterator[_Task]:
-    computing = False
     for tensor in tensors:
-        if tensor.rule != "copy" and not computing:
-            computing = True
-            stack.enter_context(single_threaded_torch())
         ref = base[tensor.source]
         descriptor = files.descriptor(ref.file)
         factors: tuple[Factors, ...] = ()
         unit = ITEM_BYTES[ref.dtype]
         if tensor.rule == "lora":
-            from packager.merge import arithmetic_dtype
-
             dtype = arithmetic_dtype(torch_dtype(tensor.dtype))
             factors = read_factors(tensor.deltas, adapters, dtype, files)
             unit *= tensor.shape[1]
         total = ref.nbytes // unit if unit else 0
-        wanted = _COPIED_BYTES if tensor.rule == "copy" else CHUNK_BYTES
-        step = max(1, wanted // max(unit, 1))
+        step = max(1, CHUNK_BYTES // max(unit, 1))
         for first in range(0, total, step):
             yield _Task(tensor, ref, descriptor, first, min(step, total - first), factors)
 
@@ -284,21 +262,15 @@ class single_threaded_torch:  # noqa: N801 - reads as a statement where it is us
     """Keeps torch from starting threads of its own below the workers."""
 
     def __enter__(self) -> None:
-        import torch
-
         self._before = torch.get_num_threads()
         torch.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
-        import torch
-
         torch.set_num_threads(self._before)
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """Returns the torch dtype of a safetensors type name."""
-    import torch
-
     dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
     return dtype
 
@@ -320,8 +292,6 @@ def read_rows(ref: TensorRef, first: int, count: int) -> torch.Tensor:
 
 
 def _read_whole(ref: TensorRef, files: _OpenFiles) -> torch.Tensor:
-    import torch
-
     if ref.nbytes == 0:
         return torch.empty(ref.shape, dtype=torch_dtype(ref.dtype))
     buffer = bytearray(ref.nbytes)
@@ -336,8 +306,6 @@ def _read_factor(ref: TensorRef, files: _OpenFiles, dtype: torch.dtype) -> torch
 
 
 def _check_values(ref: TensorRef, values: torch.Tensor) -> None:
-    import torch
-
     # There is no isfinite for eight bits; their values all exist in float32.
     known = values.float() if values.element_size() == 1 else values
     if not bool(torch.isfinite(known).all()):

@@ -11,7 +11,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from packager.adapter import AdapterSpec, LoraModule
 from packager.base import BaseRef
@@ -19,9 +21,6 @@ from packager.errors import output_error
 from packager.sinks.safetensors import METADATA
 from packager.stream import read_rows
 from packager.tensorfile import render_header
-
-if TYPE_CHECKING:
-    import torch
 
 PINNED_FIELDS = frozenset({"base_model_name_or_path", "revision", "inference_mode"})
 """Fields of the configuration that a release sets; all others stay as trained."""
@@ -72,8 +71,6 @@ def write_folded_weights(spec: AdapterSpec, path: Path) -> None:
 
 
 def _fold(spec: AdapterSpec, rank: int) -> Iterator[torch.Tensor]:
-    import torch
-
     for module in spec.modules.values():
         yield _padded_a(module, rank)
         lora_b = torch.zeros((module.lora_b.shape[0], rank), dtype=torch.float64)
@@ -82,8 +79,6 @@ def _fold(spec: AdapterSpec, rank: int) -> Iterator[torch.Tensor]:
 
 
 def _padded_a(module: LoraModule, rank: int) -> torch.Tensor:
-    import torch
-
     lora_a = torch.zeros((rank, module.lora_a.shape[1]), dtype=torch.float32)
     lora_a[: module.rank] = read_rows(module.lora_a, 0, module.rank)
     return lora_a
