@@ -1,0 +1,117 @@
+"""Tensors and architecture keys of every family, against llama.cpp's own converter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from safetensors import safe_open
+
+from packager.gguf.mapping import architecture_keys, map_model
+from packager.gguf.value import GgufModel, GgufTensor
+from tests.gguf.cases import CASES
+from tests.gguf.conftest import Converted
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Returns names and shapes in the converter's order: sorted, file after file."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            for name in sorted(file.keys()):
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """Returns the keys of a GGUF file with their types."""
+    fields = GGUFReader(path).fields.values()
+    return {each.name: ([kind.name for kind in each.types], each.contents()) for each in fields}
+
+
+def map_folder(folder: Path) -> GgufModel:
+    return map_model(read_config(folder), read_shapes(folder))
+
+
+def written(model: GgufModel) -> dict[str, Any]:
+    """Returns keys as they come back from a file: floats as float32 holds them."""
+    keys = {}
+    for key in model.keys:
+        values = key.value if isinstance(key.value, tuple) else (key.value,)
+        if key.type == "float32":
+            values = tuple(float(np.float32(value)) for value in values)
+        kinds = ["ARRAY", key.type.upper()] if isinstance(key.value, tuple) else [key.type.upper()]
+        keys[key.name] = (kinds, list(values) if isinstance(key.value, tuple) else values[0])
+    return keys
+
+
+def build(tensor: GgufTensor, folder: Path) -> np.ndarray:
+    """Makes a tensor the way that its description says."""
+    if tensor.values:
+        return np.array(tensor.values, np.float32)
+    with safe_open(next(folder.glob("*.safetensors")), "np") as file:
+        arrays = [file.get_tensor(name) for name in tensor.sources]
+    if tensor.transform == "permute":
+        arrays = [
+            array.reshape(tensor.heads, 2, len(array) // tensor.heads // 2, *array.shape[1:])
+            .swapaxes(1, 2)
+            .reshape(array.shape)
+            for array in arrays
+        ]
+    elif tensor.transform == "transpose":
+        arrays = [array.T for array in arrays]
+    elif tensor.transform == "add_one":
+        arrays = [array + np.float32(1) for array in arrays]
+    stacked = len(tensor.shape) > arrays[0].ndim
+    return np.stack(arrays) if stacked else arrays[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_are_those_of_the_converter(name: str, converted: dict[str, Converted]) -> None:
+    case = converted[name]
+    model = map_folder(case.model)
+    theirs = GGUFReader(case.gguf).tensors
+    assert [each.name for each in model.tensors] == [each.name for each in theirs]
+    for our, their in zip(model.tensors, theirs, strict=True):
+        assert our.shape == tuple(int(size) for size in reversed(their.shape)), our.name
+        data = build(our, case.model)
+        assert data.shape == our.shape
+        if our.name == "rope_freqs.weight":
+            # The converter's power function is not the one of the standard library.
+            np.testing.assert_allclose(data, their.data, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(data, their.data.reshape(data.shape), our.name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_keys_are_those_of_the_converter(name: str, converted: dict[str, Converted]) -> None:
+    case = converted[name]
+    model = map_folder(case.model)
+    ours = written(model)
+    theirs = {
+        key: value
+        for key, value in read_keys(case.gguf).items()
+        if key.startswith(f"{model.architecture}.") or key == "general.architecture"
+    }
+    assert ours == theirs
+    assert model.keys == architecture_keys(read_config(case.model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_counts_follow_the_configuration(name: str, converted: dict[str, Converted]) -> None:
+    model = map_folder(converted[name].model)
+    keys = written(model)
+    prefix = model.architecture
+    heads = keys[f"{prefix}.attention.head_count"][1]
+    key_heads = keys.get(f"{prefix}.attention.head_count_kv", (None, heads))[1]
+    assert model.layers == keys[f"{prefix}.block_count"][1] == 2
+    assert model.experts == keys.get(f"{prefix}.expert_count", (None, 0))[1]
+    assert model.grouped_heads == heads // key_heads
