@@ -1,10 +1,40 @@
-"""Checking that a value read from a stranger's document holds what its type declares."""
+"""Values from a stranger's JSON document: built, and checked against what their type declares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+def build_record(kind: type[Record], raw: Any) -> Record:
+    """Returns a dataclass value from what `dataclasses.asdict` and JSON made of one.
+
+    Lists become tuples and mappings become dataclasses, as the fields declare.
+
+    Raises:
+        TypeError: A field is missing, unknown, or holds another type.
+        AttributeError: Something else than a mapping stands where a dataclass should.
+    """
+    hints = get_type_hints(kind)
+    record = kind(**{name: _build(hints.get(name, Any), item) for name, item in raw.items()})
+    check_fields(record)
+    return record
+
+
+def _build(hint: Any, raw: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        fitting = [arg for arg in args if (get_origin(arg) is tuple) == isinstance(raw, list)]
+        return raw if raw is None or not fitting else _build(fitting[0], raw)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_build(args[0], item) for item in raw)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build_record(hint, raw)
+    return raw
 
 
 def check_fields(record: object) -> None:

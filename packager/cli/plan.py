@@ -17,7 +17,7 @@ from packager.cli.option import (
 )
 from packager.cli.progress import TerminalProgress
 from packager.plan import ReleasePlan, TargetPlan
-from packager.plan.value import plan_document
+from packager.plan.document import plan_document
 
 
 @click.command("plan")

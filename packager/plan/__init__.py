@@ -1,23 +1,24 @@
 """The plan of a release: every output tensor and file with its rule; pure, JSON in and out."""
 
+from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import (
     Delta,
+    GgufPlan,
     PlannedFile,
     PlannedShard,
     PlannedTensor,
     ReleasePlan,
     TargetPlan,
-    parse_plan,
-    render_plan,
 )
 
 __all__ = [
     "AdapterSource",
     "BaseSource",
     "Delta",
+    "GgufPlan",
     "PlannedFile",
     "PlannedShard",
     "PlannedTensor",

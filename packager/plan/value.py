@@ -1,16 +1,14 @@
-"""The values of a plan, with their JSON writer and parser."""
+"""The values of a plan."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from packager.errors import InputError
+from packager.gguf.layout import GgufFile
+from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
 from packager.tensorfile import tensor_bytes
-from packager.untrusted import parse_json_object
 
 SCHEMA_VERSION = 1
 
@@ -109,6 +107,51 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
+class LongKey:
+    """A metadata key whose array is too long to be shown.
+
+    Attributes:
+        name: Such as `tokenizer.ggml.tokens`.
+        type: Of an element.
+        count: Elements.
+        sha256: Of the elements as JSON; 64 hexadecimal digits.
+    """
+
+    name: str
+    type: KeyType
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """A model in GGUF, in one file or several, in one quantisation or several.
+
+    Attributes:
+        architecture: As llama.cpp names it.
+        keys: Metadata that all files share, in order, long arrays apart.
+        long_keys: The long arrays.
+        tensors: What each tensor of the files is made from.
+        dropped: Tensors of the merged model that the format has no use for.
+        files: Every file with the type, size and place of each of its tensors.
+        merged: The tensors of the merged model in float32; they are never written as such.
+    """
+
+    architecture: str
+    keys: tuple[GgufKey, ...]
+    long_keys: tuple[LongKey, ...]
+    tensors: tuple[GgufTensor, ...]
+    dropped: tuple[str, ...]
+    files: tuple[GgufFile, ...]
+    merged: tuple[PlannedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """One target of one adapter.
 
@@ -116,9 +159,10 @@ class TargetPlan:
         target: Which.
         name: Of the adapter in the release.
         path: Folder in the bundle.
-        shards: Weights, in order; empty for targets that copy the adapter's file.
-        files: Everything else.
+        shards: Weights in safetensors, in order; empty for targets without.
+        files: Everything but weights.
         unties_head: Whether the head is written apart from the embedding.
+        gguf: Weights in GGUF, or None.
     """
 
     target: Target
@@ -127,18 +171,20 @@ class TargetPlan:
     shards: tuple[PlannedShard, ...]
     files: tuple[PlannedFile, ...]
     unties_head: bool = False
+    gguf: GgufPlan | None = None
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
-        """All output tensors, in writing order."""
+        """All output tensors in safetensors, in writing order."""
         return tuple(tensor for shard in self.shards for tensor in shard.tensors)
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights and of files whose size is known."""
-        return sum(shard.nbytes for shard in self.shards) + sum(
-            file.size or 0 for file in self.files
-        )
+        weights = sum(shard.nbytes for shard in self.shards)
+        if self.gguf is not None:
+            weights += self.gguf.nbytes
+        return weights + sum(file.size or 0 for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -170,48 +216,3 @@ class ReleasePlan:
     peak_memory_bytes: int
     behaviour_memory_bytes: int
     seconds: float
-
-
-def plan_document(plan: ReleasePlan) -> dict[str, Any]:
-    """Returns the plan as a JSON-ready mapping."""
-    return asdict(plan)
-
-
-def render_plan(plan: ReleasePlan) -> str:
-    """Returns the plan as JSON text."""
-    return json.dumps(plan_document(plan), ensure_ascii=False, indent=1) + "\n"
-
-
-def parse_plan(text: str | bytes, *, where: str) -> ReleasePlan:
-    """Parses what `render_plan` wrote.
-
-    Raises:
-        InputError: Not a plan of this schema.
-    """
-    raw = parse_json_object(text, where=where)
-    try:
-        if raw["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {raw['schema_version']!r}")
-        targets = tuple(_target(item) for item in raw["targets"])
-        return ReleasePlan(**{**raw, "targets": targets, "notes": tuple(raw["notes"])})
-    except (KeyError, TypeError, ValueError) as problem:
-        raise InputError(
-            "the plan is damaged",
-            where=where,
-            found=str(problem)[:200],
-            hint="make it again: lorapack plan --json",
-        ) from problem
-
-
-def _target(raw: Mapping[str, Any]) -> TargetPlan:
-    shards = tuple(
-        PlannedShard(item["path"], tuple(map(_tensor, item["tensors"])), item["data_start"])
-        for item in raw["shards"]
-    )
-    files = tuple(PlannedFile(**item) for item in raw["files"])
-    return TargetPlan(**{**raw, "shards": shards, "files": files})
-
-
-def _tensor(raw: Mapping[str, Any]) -> PlannedTensor:
-    deltas = tuple(Delta(**item) for item in raw["deltas"])
-    return PlannedTensor(**{**raw, "shape": tuple(raw["shape"]), "deltas": deltas})

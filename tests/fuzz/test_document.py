@@ -18,7 +18,7 @@ from packager.cli.plan import render_plan_text
 from packager.errors import LorapackError
 from packager.lock import parse_lock, read_lock, render_lock
 from packager.manifest import parse_manifest, render_manifest
-from packager.plan.value import parse_plan, render_plan
+from packager.plan.document import parse_plan, render_plan
 from packager.progress import Silent
 from packager.release import ReleaseRequest, plan_request, release
 from packager.verify.bundle import verify_bundle

@@ -35,8 +35,8 @@ from packager.plan import (
     plan_release,
     render_plan,
 )
+from packager.plan.document import plan_document
 from packager.plan.option import parse_size
-from packager.plan.value import plan_document
 from packager.progress import Silent
 from packager.release import ReleaseRequest, release
 from tests.adapter.test_feature import CHANGES, MERGED_NOW
