@@ -22,7 +22,8 @@ Vocabulary = Literal["sentencepiece", "sentencepiece-or-gpt2", "llama-hf", "bpe"
 """
 
 SpacePrefix = Literal["unsaid", "stated", "never"]
-"""Of the key `tokenizer.ggml.add_space_prefix`: left out, as the tokenizer states, false."""
+"""Of the key `tokenizer.ggml.add_space_prefix`: left out, as the tokenizer's configuration states,
+false with SentencePiece."""
 
 
 def no_keys(_architecture: str, _settings: Settings) -> tuple[GgufKey, ...]:
@@ -75,6 +76,7 @@ class Family:
         factors: The tensors that follow from the configuration.
         vocabularies: Ways to read the tokens; the first one whose files are there counts.
         space_prefix: Whether text gets a leading space.
+        tokenizer_defaults: Keys of a tokenizer that its files may overrule.
     """
 
     architecture: str
@@ -96,6 +98,7 @@ class Family:
     factors: Callable[[Settings], tuple[GgufTensor, ...]] = no_factors
     vocabularies: tuple[Vocabulary, ...] = ("bpe",)
     space_prefix: SpacePrefix = "unsaid"
+    tokenizer_defaults: tuple[GgufKey, ...] = ()
 
 
 def table(**names: Any) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ from packager.gguf.key import (
     rule,
 )
 from packager.gguf.rope import llama3_factors
+from packager.gguf.value import GgufKey
 
 _ROTARY = frozenset({"attn_q", "attn_k"})
 _EXPERT_WIDTH = rule("expert_feed_forward_length", "moe_intermediate_size")
@@ -206,6 +207,7 @@ _PHI2 = Family(
            EPSILON),
     usual=False,
     own_keys=phi2_keys,
+    tokenizer_defaults=(GgufKey("tokenizer.ggml.add_bos_token", "bool", value=False),),
 )  # fmt: skip
 _PHI3 = Family(
     "phi3",

@@ -42,11 +42,12 @@ _GATED = {
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 
-LLAMA: Mapping[str, str] = MappingProxyType(_ATTENTION | _GATED | _NORMS)
+_LLAMA = _ATTENTION | _GATED | _NORMS
+LLAMA: Mapping[str, str] = MappingProxyType(_LLAMA)
 MIXTRAL: Mapping[str, str] = MappingProxyType(
     _ATTENTION | _NORMS | {"block_sparse_moe.gate": "ffn_gate_inp"}
 )
-QWEN3: Mapping[str, str] = MappingProxyType(LLAMA | _HEAD_NORMS)
+QWEN3: Mapping[str, str] = MappingProxyType(_LLAMA | _HEAD_NORMS)
 # llama.cpp has no layers without experts in these two.
 QWEN2_MOE: Mapping[str, str] = MappingProxyType(
     _ATTENTION
@@ -62,7 +63,7 @@ QWEN2_MOE: Mapping[str, str] = MappingProxyType(
 QWEN3_MOE: Mapping[str, str] = MappingProxyType(
     _ATTENTION | _NORMS | _HEAD_NORMS | {"mlp.gate": "ffn_gate_inp"}
 )
-GEMMA2: Mapping[str, str] = MappingProxyType(
+_GEMMA2 = (
     _ATTENTION
     | _GATED
     | {
@@ -72,7 +73,8 @@ GEMMA2: Mapping[str, str] = MappingProxyType(
         "post_feedforward_layernorm": "post_ffw_norm",
     }
 )
-GEMMA3: Mapping[str, str] = MappingProxyType(GEMMA2 | _HEAD_NORMS)
+GEMMA2: Mapping[str, str] = MappingProxyType(_GEMMA2)
+GEMMA3: Mapping[str, str] = MappingProxyType(_GEMMA2 | _HEAD_NORMS)
 OLMO2: Mapping[str, str] = MappingProxyType(
     _ATTENTION
     | _GATED

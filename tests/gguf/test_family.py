@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,42 +13,11 @@ from packager.gguf.mapping import architecture_keys, map_model
 from packager.gguf.value import GgufModel, GgufTensor
 from tests.gguf.cases import CASES
 from tests.gguf.conftest import Converted
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes in the converter's order: sorted, file after file."""
-    shapes = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "np") as file:
-            for name in sorted(file.keys()):
-                shapes[name] = tuple(file.get_slice(name).get_shape())
-    return shapes
-
-
-def read_keys(path: Path) -> dict[str, Any]:
-    """Returns the keys of a GGUF file with their types."""
-    fields = GGUFReader(path).fields.values()
-    return {each.name: ([kind.name for kind in each.types], each.contents()) for each in fields}
+from tests.gguf.reading import read_config, read_keys, read_shapes, written
 
 
 def map_folder(folder: Path) -> GgufModel:
     return map_model(read_config(folder), read_shapes(folder))
-
-
-def written(model: GgufModel) -> dict[str, Any]:
-    """Returns keys as they come back from a file: floats as float32 holds them."""
-    keys = {}
-    for key in model.keys:
-        values = key.value if isinstance(key.value, tuple) else (key.value,)
-        if key.type == "float32":
-            values = tuple(float(np.float32(value)) for value in values)
-        kinds = ["ARRAY", key.type.upper()] if isinstance(key.value, tuple) else [key.type.upper()]
-        keys[key.name] = (kinds, list(values) if isinstance(key.value, tuple) else values[0])
-    return keys
 
 
 def build(tensor: GgufTensor, folder: Path) -> np.ndarray:
@@ -95,7 +62,7 @@ def test_tensors_are_those_of_the_converter(name: str, converted: dict[str, Conv
 def test_keys_are_those_of_the_converter(name: str, converted: dict[str, Converted]) -> None:
     case = converted[name]
     model = map_folder(case.model)
-    ours = written(model)
+    ours = written(model.keys)
     theirs = {
         key: value
         for key, value in read_keys(case.gguf).items()
@@ -108,7 +75,7 @@ def test_keys_are_those_of_the_converter(name: str, converted: dict[str, Convert
 @pytest.mark.parametrize("name", CASES)
 def test_counts_follow_the_configuration(name: str, converted: dict[str, Converted]) -> None:
     model = map_folder(converted[name].model)
-    keys = written(model)
+    keys = written(model.keys)
     prefix = model.architecture
     heads = keys[f"{prefix}.attention.head_count"][1]
     key_heads = keys.get(f"{prefix}.attention.head_count_kv", (None, heads))[1]
