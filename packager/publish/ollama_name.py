@@ -61,6 +61,19 @@ class ModelName:
         """Whether it names a namespace of a registry, so that it can be pushed."""
         return self.namespace != DEFAULT_NAMESPACE
 
+    @property
+    def is_on_default_host(self) -> bool:
+        """Whether it is pushed to ollama.com."""
+        return self.host == DEFAULT_HOST
+
+    @property
+    def url(self) -> str | None:
+        """Where it can be seen once it has been pushed; None for one that stays here."""
+        if not self.has_owner:
+            return None
+        place = "ollama.com" if self.is_on_default_host else self.host
+        return f"https://{place}/{self.namespace}/{self.model}:{self.tag or DEFAULT_TAG}"
+
     def tagged(self, tag: str) -> ModelName:
         """Returns the same model with another tag.
 

@@ -22,6 +22,9 @@ from packager.publish.store_state import (
     read_manifest_state,
 )
 
+Drafts = list[tuple[ModelName, Image]]
+"""Names and models, in order of writing."""
+
 
 @dataclass(frozen=True)
 class StoredBlob:
@@ -93,43 +96,37 @@ def publish_store(
         OutputError: The store cannot be written, or the disk is full.
     """
     told = progress or Silent()
-    wanted = parse_model_name(name, where=repr(name)) if name is not None else None
+    wanted = parse_model_name(name, where="the name") if name is not None else None
     manifest = read_manifest(bundle)
     check_store(store)
-    models = read_ollama_models(bundle, manifest)
-    planned = tuple(
-        (name, model, make_image(model)) for name, model in choose_names(models, wanted)
-    )
+    chosen = choose_names(read_ollama_models(bundle, manifest), wanted)
+    drafts = [(named, make_image(model)) for named, model in chosen]
     check_bundle(bundle, manifest, told)
-    drafts = [(name, image) for name, _, image in planned]
     if dry_run:
-        states = _blob_states(store, drafts, told)
-        check_room(store, _missing(drafts, states))
-        written = _manifest_states(store, drafts)
+        blobs = _blob_states(store, drafts, told)
+        manifests = _manifest_states(store, drafts)
+        check_room(store, _missing(drafts, blobs))
     else:
         with StoreFolder(store, told) as folder:
-            states = _blob_states(store, drafts, told)
-            written = _manifest_states(store, drafts)
-            _write_blobs(folder, store, drafts, states, told)
-            for name, image in drafts:
-                if written[name] != "there":
-                    folder.add_manifest(name, image.manifest)
+            blobs = _blob_states(store, drafts, told)
+            manifests = _manifest_states(store, drafts)
+            _write_blobs(folder, store, drafts, blobs, told)
+            for named, image in drafts:
+                if manifests[named] != "there":
+                    folder.add_manifest(named, image.manifest)
     seen: set[str] = set()
     return tuple(
         StoredModel(
-            name=name.text,
+            name=named.text,
             target=model.target,
             quant=model.quant,
-            manifest=str(manifest_path(store, name)),
+            manifest=str(manifest_path(store, named)),
             id=hashlib.sha256(image.manifest).hexdigest(),
-            state=written[name],
-            blobs=_report(image, states, seen),
+            state=manifests[named],
+            blobs=_report(image, blobs, seen),
         )
-        for name, model, image in planned
+        for (named, model), (_, image) in zip(chosen, drafts, strict=True)
     )
-
-
-Drafts = list[tuple[ModelName, Image]]
 
 
 def _blob_states(store: Path, drafts: Drafts, progress: Progress) -> dict[str, State]:

@@ -217,7 +217,7 @@ def test_a_changed_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     with gguf_of(bundle, "Q8_0").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\xff")
-    with pytest.raises(BundleError, match="not what its manifest says.*Q8_0"):
+    with pytest.raises(BundleError, match=r"not what its manifest says.*Q8_0"):
         publish_store(bundle, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
