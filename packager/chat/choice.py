@@ -18,9 +18,9 @@ from packager.chat.family import (
     read_variants,
 )
 from packager.chat.rendering import (
+    ChatSyntaxError,
     Rendering,
     chat_templates,
-    check_syntax,
     render_ids,
     token_ids,
 )
@@ -108,7 +108,6 @@ def render_all(tokenizer: Any) -> tuple[tuple[Rendering, ...], tuple[str, ...]]:
         InputError: The template does not parse, or takes none of them.
     """
     jinja, _ = chat_templates(tokenizer)
-    check_syntax(jinja)
     capabilities = find_capabilities(jinja)
     done: list[Rendering] = []
     refusals: dict[str, InputError] = {}
@@ -116,6 +115,8 @@ def render_all(tokenizer: Any) -> tuple[tuple[Rendering, ...], tuple[str, ...]]:
         if set(conversation.needs) <= set(capabilities):
             try:
                 done.append(render_ids(tokenizer, conversation))
+            except ChatSyntaxError:
+                raise
             except InputError as problem:
                 refusals[conversation.name] = problem
     if not done:
@@ -170,8 +171,10 @@ def _find_variant(
     tokenizer: Any, renderings: tuple[Rendering, ...], bos: str
 ) -> tuple[Variant, Mapping[str, str]] | None:
     """Returns the first variant that gives the same ids everywhere, and its constants."""
+    capabilities = set(find_capabilities(chat_templates(tokenizer)[0]))
     for family in FAMILIES:
-        for variant in read_variants(family):
+        # Ollama reads off the template what a model may be asked for.
+        for variant in read_variants(family) if set(family.capabilities) == capabilities else ():
             constants = _constants(tokenizer, variant, renderings, bos)
             if constants is not None and _is_same(tokenizer, variant, constants, renderings, bos):
                 return variant, constants

@@ -107,6 +107,17 @@ FAMILIES: tuple[Family, ...] = (
             _mistral("[INST]", "[/INST]", "", system_in="last"),
         ),
     ),
+    Family(
+        "mistral-tools",
+        ("%EOS%",),
+        parts=("part_trim", "part_json"),
+        capabilities=("tools",),
+        variants=(
+            {"GAP": " ", "ANSWER": " ", "STRIP": "y"},
+            {"GAP": " ", "ANSWER": " ", "STRIP": ""},
+            {"GAP": "", "ANSWER": "", "STRIP": ""},
+        ),
+    ),
     Family("gemma", ("<end_of_turn>",), parts=("part_trim",)),
     Family("phi3", ("<|end|>",)),
     Family("phi4", ("<|im_end|>",)),
@@ -137,10 +148,9 @@ def read_template(family: Family) -> str:
     return "".join((*parts, read_resource(f"templates/ollama/{family.name}.gotmpl")))
 
 
-@cache
 def read_variants(family: Family) -> tuple[Variant, ...]:
     """Returns the variants of a family with their golden renderings."""
-    goldens = json.loads(read_resource(f"templates/ollama/{family.name}.json"))
+    goldens = _read_goldens(family.name)
     return tuple(Variant(family, golden["constants"], golden["renderings"]) for golden in goldens)
 
 
@@ -173,3 +183,11 @@ def _escape(letter: str) -> str:
     if letter.isascii() and letter.isprintable():
         return letter
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@cache
+def _read_goldens(name: str) -> list[Mapping[str, Mapping[str, str]]]:
+    goldens: list[Mapping[str, Mapping[str, str]]] = json.loads(
+        read_resource(f"templates/ollama/{name}.json")
+    )
+    return goldens

@@ -13,6 +13,12 @@ MAX_CHARACTERS = 1 << 20
 """The longest rendering of a fixed conversation that is taken for one."""
 
 
+class ChatSyntaxError(InputError):
+    """A chat template does not parse."""
+
+    kind = "chat-syntax"
+
+
 @dataclass(frozen=True)
 class Rendering:
     """What a template makes of a conversation.
@@ -48,26 +54,6 @@ def chat_templates(tokenizer: Any) -> tuple[str, dict[str, str]]:
     return named.pop("default"), named
 
 
-def check_syntax(jinja: str) -> None:
-    """Refuses a chat template that does not parse.
-
-    Raises:
-        InputError: With the line.
-    """
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    try:
-        _compile_jinja_template(jinja)
-    except (TemplateSyntaxError, RecursionError, ValueError) as problem:
-        raise InputError(
-            "the chat template does not parse",
-            where=f"line {getattr(problem, 'lineno', 1)}",
-            found=" ".join(str(problem).split())[:200] or type(problem).__name__,
-            hint="take the chat template of the base model",
-        ) from problem
-
-
 def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None = None) -> str:
     """Returns the prompt that ends where the assistant is to speak.
 
@@ -80,9 +66,10 @@ def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None
         jinja: The template, by default the tokenizer's own.
 
     Raises:
+        ChatSyntaxError: The template does not parse.
         InputError: The template refuses the conversation, or fails.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     options: dict[str, Any] = {}
     if conversation.think is not None:
@@ -97,6 +84,13 @@ def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None
             tokenize=False,
             **options,
         )
+    except TemplateSyntaxError as problem:
+        raise ChatSyntaxError(
+            "the chat template does not parse",
+            where=f"line {problem.lineno}",
+            found=_one_line(problem),
+            hint="take the chat template of the base model",
+        ) from problem
     except (
         TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
         ValueError,
@@ -104,7 +98,7 @@ def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None
         raise InputError(
             "the chat template refuses a conversation",
             where=conversation.name,
-            found=" ".join(str(problem).split())[:200] or type(problem).__name__,
+            found=_one_line(problem),
         ) from problem
     if len(text) > MAX_CHARACTERS:
         raise InputError(
@@ -139,3 +133,7 @@ def special_texts(tokenizer: Any) -> Mapping[int, str]:
         number: str(getattr(token, "content", token))
         for number, token in tokenizer.added_tokens_decoder.items()
     }
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
