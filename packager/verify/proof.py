@@ -109,8 +109,101 @@ class BehaviourCheck:
 
 
 @dataclass(frozen=True)
+class BlocksCheck:
+    """Level `weights` of a GGUF file: tensors recomputed from base + adapter, and quantised again.
+
+    Attributes:
+        checked: Tensors recomputed.
+        total: Tensors in the file.
+        by_type: Type of the blocks → (checked, total).
+        equal_blocks: Share of the checked blocks that ggml makes just so from base + adapter in
+            float64: what is missing to 1 are near-ties, in which the order of additions decides.
+        error: Of the checked quantised tensors, ‖stored − truth‖ / ‖truth‖, truth in float64.
+        error_from_16bit: What it were had the truth been rounded to `rounded_to` before, as
+            happens on the way over a 16-bit checkpoint.
+        rounded_to: F16 or BF16, the type of the base.
+        problems: One line per tensor that differs, is missing, or is left over.
+    """
+
+    checked: int
+    total: int
+    by_type: dict[str, tuple[int, int]]
+    equal_blocks: float
+    error: float
+    error_from_16bit: float
+    rounded_to: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EndingCheck:
+    """Whether generation ends: greedy answers through llama.cpp where the truth's answer ends.
+
+    Attributes:
+        answers: Prompts that were answered.
+        ended: Answers that came to an end by themselves.
+        tokens: Of each answer, its end included.
+        most: Tokens after which an answer is cut off.
+        problems: One line if none ended, or if the truth's end is none to llama.cpp.
+    """
+
+    answers: int
+    ended: int
+    tokens: tuple[int, ...]
+    most: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChatCheck:
+    """Chat-template parity: the GGUF's template through llama.cpp, by token ids.
+
+    Attributes:
+        conversations: Compared with what transformers makes of them.
+        equal: Those with the same token ids.
+        problems: One line per conversation that differs.
+    """
+
+    conversations: int
+    equal: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VariantProof:
+    """The proof of one quantisation of a GGUF target; levels that were not run are None.
+
+    Attributes:
+        quant: Such as `Q4_K_M`.
+        path: Its file, of a split model the first, relative to the target's folder.
+        total_bytes: Of all its files.
+        weights: Level `weights`.
+        behaviour: Level `behaviour`.
+        ending: Whether generation ends; None where no answer of the truth ended.
+    """
+
+    quant: str
+    path: str
+    total_bytes: int
+    weights: BlocksCheck | None = None
+    behaviour: BehaviourCheck | None = None
+    ending: EndingCheck | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every problem, with the quantisation in front."""
+        checks = (self.weights, self.behaviour, self.ending)
+        found = (line for check in checks if check is not None for line in check.problems)
+        return tuple(f"{self.quant}: {line}" for line in found)
+
+
+@dataclass(frozen=True)
 class TargetProof:
-    """The proof of one target of one adapter. A level that was not run says why in `skipped`."""
+    """The proof of one target of one adapter. A level that was not run says why in `skipped`.
+
+    A target in several quantisations has a proof of each in `variants`, where weights and
+    behaviour stand, and one of their chat template.
+    """
 
     target: str
     name: str
@@ -118,11 +211,13 @@ class TargetProof:
     weights: WeightsCheck | None
     behaviour: BehaviourCheck | None
     skipped: dict[str, str]
+    variants: tuple[VariantProof, ...] = ()
+    chat: ChatCheck | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Every problem of every level that was run."""
-        checks = (self.files, self.weights, self.behaviour)
+        checks = (self.files, self.weights, self.behaviour, *self.variants, self.chat)
         return tuple(line for check in checks if check is not None for line in check.problems)
 
     @property
