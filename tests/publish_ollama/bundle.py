@@ -85,7 +85,7 @@ def write_target(
     """Writes `ollama/<name>/` as a release does; the first quant is the default."""
     folder = root / "ollama" / name
     for number, quant in enumerate(quants):
-        kinds = {"Q4_K_M": 15, "Q8_0": 7, "F16": 1, "F32": 0}
+        kinds = {"Q4_K_M": 15, "Q8_0": 7, "Q4_1": 3, "F16": 1, "F32": 0}
         path = folder / f"{name}-{quant}.gguf"
         if not path.exists():
             write_gguf(path, file_type=kinds[quant], seed=seed + number)

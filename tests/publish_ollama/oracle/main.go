@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 type layer struct {
@@ -164,8 +165,24 @@ func (o order) make() {
 	}), 0o644))
 }
 
+// What `ollama show` and POST /api/show print of parameters: server/routes.go, GetModelInfo.
+func shown(parameters map[string]any) string {
+	var lines []string
+	for name, value := range parameters {
+		values, several := value.([]any)
+		if !several {
+			values = []any{value}
+		}
+		for _, one := range values {
+			lines = append(lines, fmt.Sprintf("%-*s %#v", 30, name, one))
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
 // Without arguments: orders in, one a line. With `encode`: JSON values in, Go's encoding of each
-// out. With `human`: numbers in, what Ollama would show for each out.
+// out. With `human`: numbers in, what Ollama would show for each out. With `show`: parameters in,
+// what it would show of them out, as JSON.
 func main() {
 	input := json.NewDecoder(os.Stdin)
 	for {
@@ -179,6 +196,11 @@ func main() {
 			var count uint64
 			if err = input.Decode(&count); err == nil {
 				fmt.Println(human(count))
+			}
+		} else if os.Args[1] == "show" {
+			var value map[string]any
+			if err = input.Decode(&value); err == nil {
+				_, err = os.Stdout.Write(encoded(shown(value)))
 			}
 		} else {
 			var value any
