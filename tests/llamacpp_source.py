@@ -47,7 +47,7 @@ base.TextModel.get_vocab_base_pre = detect
 failures = {}
 for job in jobs:
     sys.argv = ["convert_hf_to_gguf.py", job["model"], "--outfile", job["out"],
-                "--outtype", job["outtype"]]
+                "--outtype", job["outtype"], *(["--vocab-only"] if job["vocab_only"] else [])]
     try:
         runpy.run_path(root + "/convert_hf_to_gguf.py", run_name="__main__")
     except (Exception, SystemExit) as problem:
@@ -67,12 +67,14 @@ class Conversion:
         outtype: f32, f16, bf16 or q8_0.
         unknown_pre: What to take for `tokenizer.ggml.pre` where the hash is unknown, as it is
             for tokenizers that tests train; empty to let the converter fail.
+        vocab_only: Whether to write keys alone; the model needs no weights.
     """
 
     model: Path
     out: Path
     outtype: str = "f32"
     unknown_pre: str = ""
+    vocab_only: bool = False
 
 
 def llamacpp_source() -> Path:

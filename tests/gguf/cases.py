@@ -155,15 +155,16 @@ def write_pieces(out: Path) -> Path:
         "chat_template": models.CHAT_TEMPLATE,
         "added_tokens_decoder": {
             "1": {**added, "content": "<s>"},
-            str(_count(out)): added,
-            str(_count(out) + 1): {**added, "content": "▁two▁words", "special": False},
+            str(count_pieces(out)): added,
+            str(count_pieces(out) + 1): {**added, "content": "▁two▁words", "special": False},
         },
     }
     (out / "tokenizer_config.json").write_text(json.dumps(config))
     return out
 
 
-def _count(folder: Path) -> int:
+def count_pieces(folder: Path) -> int:
+    """Returns the number of pieces of `tokenizer.model`."""
     import sentencepiece
 
     loaded = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -172,7 +173,7 @@ def _count(folder: Path) -> int:
 
 def _copy_pieces(pieces: Path, out: Path) -> int:
     shutil.copytree(pieces, out)
-    return _count(out) + 2
+    return count_pieces(out) + 2
 
 
 def _sizes(case: Case) -> dict[str, Any]:
