@@ -11,7 +11,7 @@ figures are those of the artefact alone: what merging and rounding its weights c
 what a processor that computes in bfloat16 adds for every model alike.
 
 Any artefact that gives logits or log-probabilities for the truth's token ids can be compared:
-`compare` is the seam, `check_merged` its first user.
+`compare` is the seam, used by `check_merged` here and for GGUF files by `variant`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Truth:
         vocabulary: Width of the logits.
         base_kl: KL(truth ‖ base without the adapter) of every compared token, in nats.
         unexpected: Tensors of the base's files that its architecture does not use.
+        ended: Token ids of the prompts whose answer came to an end by itself.
+        end: Token id that ends an answer, or None without a tokenizer.
     """
 
     prompt_set: str
@@ -67,6 +69,8 @@ class Truth:
     vocabulary: int
     base_kl: tuple[float, ...]
     unexpected: tuple[str, ...]
+    ended: tuple[tuple[int, ...], ...]
+    end: int | None
     _store: IO[bytes]
 
     def __enter__(self) -> Self:
@@ -131,8 +135,13 @@ def measure_truth(
     report = progress or _silent
     with quiet(), torch.inference_mode():
         report("continue the prompts", 0, 1)
-        passages = _passages(loaded, tokenizer, prompts)
+        starts = _starts(loaded, tokenizer, prompts)
+        end = getattr(tokenizer, "eos_token_id", None)
+        answers = tuple(_continue(loaded, starts, end))
         report("continue the prompts", 1, 1)
+    passages = tuple((*start, *answer) for start, answer in zip(starts, answers, strict=True))
+    pairs = zip(starts, answers, strict=True)
+    ended = tuple(start for start, answer in pairs if answer[-1:] == (end,))
     store = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
     try:
         with quiet(), torch.inference_mode():
@@ -149,7 +158,7 @@ def measure_truth(
         store.close()
         raise
     name = PROMPT_SET if tokenizer is not None else f"{PROMPT_SET} (bytes)"
-    return Truth(name, passages, width, base_kl, loaded.unexpected, store)
+    return Truth(name, passages, width, base_kl, loaded.unexpected, ended, end, store)
 
 
 def check_merged(
@@ -222,23 +231,22 @@ def compare(
     )
 
 
-def _passages(
+def _starts(
     loaded: LoadedModel, tokenizer: Any | None, prompts: Sequence[Prompt]
 ) -> tuple[tuple[int, ...], ...]:
-    room = min(MAX_CONTINUATION_TOKENS, loaded.max_tokens // 2)
-    starts = [
-        cut_prompt(
-            encode_prompt(prompt, tokenizer, vocabulary=loaded.vocabulary),
-            max(1, loaded.max_tokens - room),
-        )
+    most = max(1, loaded.max_tokens - _answer_room(loaded))
+    return tuple(
+        cut_prompt(encode_prompt(prompt, tokenizer, vocabulary=loaded.vocabulary), most)
         for prompt in prompts
-    ]
-    ends = _continue(loaded, starts, getattr(tokenizer, "eos_token_id", None), room)
-    return tuple((*start, *end) for start, end in zip(starts, ends, strict=True))
+    )
+
+
+def _answer_room(loaded: LoadedModel) -> int:
+    return min(MAX_CONTINUATION_TOKENS, loaded.max_tokens // 2)
 
 
 def _continue(
-    loaded: LoadedModel, starts: Sequence[tuple[int, ...]], eos: int | None, room: int
+    loaded: LoadedModel, starts: Sequence[tuple[int, ...]], eos: int | None
 ) -> Iterator[tuple[int, ...]]:
     """Yields the truth's greedy answers, the end-of-text token included.
 
@@ -253,7 +261,10 @@ def _continue(
     ids = torch.tensor([(pad,) * (longest - len(start)) + start for start in starts])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in starts])
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=room, eos_token_id=eos, pad_token_id=pad
+        do_sample=False,
+        max_new_tokens=_answer_room(loaded),
+        eos_token_id=eos,
+        pad_token_id=pad,
     )
     output = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     for row in output[:, longest:].tolist():

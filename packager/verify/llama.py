@@ -53,12 +53,14 @@ class LlamaRun:
         vocabulary: Width of the logits.
         version: Of llama.cpp.
         exact_cache: Whether keys and values were kept in float32, or else in float16.
+        knows_end: Whether llama.cpp ends generation at the token asked about.
         answers: To the prompts, once all logits have been read.
     """
 
     vocabulary: int
     version: str
     exact_cache: bool
+    knows_end: bool
     _passages: int
     _output: IO[bytes]
     answers: tuple[Answer, ...] = field(default=())
@@ -87,6 +89,7 @@ def run_llama(
     *,
     prompts: Sequence[tuple[int, ...]] = (),
     most: int = 0,
+    end: int | None = None,
     adapter: Path | None = None,
     scale: float = 1.0,
     seconds: float | None = None,
@@ -98,6 +101,7 @@ def run_llama(
         passages: Token ids, at least two each.
         prompts: Token ids to be continued greedily afterwards.
         most: Most tokens of a continuation.
+        end: A token that should end generation, or None.
         adapter: A GGUF LoRA, or None.
         scale: Its strength.
         seconds: Time limit; by default one that grows with the files.
@@ -115,6 +119,7 @@ def run_llama(
         "passages": passages,
         "prompts": prompts,
         "most": most,
+        "end": end,
     }
     limit = seconds if seconds is not None else time_limit(files)
     with (
@@ -127,9 +132,7 @@ def run_llama(
         ) as output,
     ):
         facts = _read_line(output)
-        yield LlamaRun(
-            facts["vocabulary"], facts["version"], facts["exact_cache"], len(passages), output
-        )
+        yield LlamaRun(**facts, _passages=len(passages), _output=output)
 
 
 def split_parts(model: Path) -> list[Path]:

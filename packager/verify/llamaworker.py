@@ -2,7 +2,8 @@
 
 It reads a request from standard input as JSON:
 
-    {"library", "model", "adapter", "scale", "threads", "passages", "prompts", "most"}
+    {"library", "model", "adapter", "scale", "threads", "passages", "prompts", "most",
+     "end"}
 
 and writes to standard output lines of JSON: one that describes the model; one for each passage,
 with the number of bytes that follow it, which are the logits of every position but the last as
@@ -42,13 +43,14 @@ def serve(request: dict[str, Any], out: BinaryIO) -> None:
         threads=request["threads"],
     )
     # llama.cpp looks up rows of the embedding without a bound.
-    greatest = max(max(ids) for ids in (*passages, *prompts))
+    greatest = max(max(ids) for ids in (*passages, *prompts, [request["end"] or 0]))
     if greatest >= model.vocabulary:
         raise LlamaError(f"the model has {model.vocabulary} tokens, and token {greatest} is asked")
     facts = {
         "vocabulary": model.vocabulary,
         "version": library.version,
         "exact_cache": model.is_exact,
+        "knows_end": request["end"] is not None and model.ends(request["end"]),
     }
     _write_line(out, facts)
     for ids in passages:
