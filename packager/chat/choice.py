@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from packager.chat.capability import find_capabilities
 from packager.chat.conversation import CONVERSATIONS, Capability
-from packager.chat.family import (
-    FAMILIES,
-    Variant,
-    fill_template,
-    fill_text,
-    quote_go,
-    read_template,
-    read_variants,
-)
+from packager.chat.family import fill_template, fill_text, quote_go, read_template
+from packager.chat.parity import Match, find_match
 from packager.chat.rendering import (
     ChatSyntaxError,
     Rendering,
     chat_templates,
     render_ids,
-    token_ids,
 )
 from packager.chat.stock import guard_template
 from packager.chat.stop import find_stops
@@ -30,8 +22,6 @@ from packager.errors import InputError
 
 JINJA_VERSION = "0.30.0"
 """The first Ollama that runs a GGUF's own chat template."""
-
-_DEFAULT = "DEFAULT_SYSTEM"
 
 
 @dataclass(frozen=True)
@@ -146,81 +136,33 @@ def _choose_for(tokenizer: Any, jinja: str, end_ids: list[int], choice: ChatChoi
         checked=tuple(rendering.conversation for rendering in renderings),
         refused=refused,
     )
-    found = _find_variant(tokenizer, renderings, bos if begins else "")
-    if found is None:
-        guarded = guard_template(jinja)
-        _check_guard(tokenizer, guarded, renderings)
-        return replace(choice, jinja=guarded, guarded=guarded != jinja, requires=JINJA_VERSION)
-    variant, constants = found
-    written = "" if choice.adds_bos or not begins else f"{{{{ {quote_go(bos)} }}}}"
-    own_stops = (fill_text(stop, constants) for stop in variant.family.stops)
+    # Without `bos` in front, a template may still begin with it: ChatML's first words are a token.
+    leads = [bos] if choice.adds_bos else [bos, ""] if begins else [""]
+    match = find_match(tokenizer, jinja, renderings, leads)
+    return _guard(tokenizer, choice, renderings) if match is None else _apply(choice, match)
+
+
+def _apply(choice: ChatChoice, match: Match) -> ChatChoice:
+    written = "" if choice.adds_bos or not match.lead else f"{{{{ {quote_go(match.lead)} }}}}"
+    family = match.variant.family
+    own_stops = (fill_text(stop, match.constants) for stop in family.stops)
     return replace(
         choice,
-        family=variant.family.name,
-        go_template=written + fill_template(read_template(variant.family), constants),
-        stops=tuple(dict.fromkeys((*stops, *own_stops))),
+        family=family.name,
+        go_template=written + fill_template(read_template(family), match.constants),
+        stops=tuple(dict.fromkeys((*choice.stops, *own_stops))),
     )
+
+
+def _guard(tokenizer: Any, choice: ChatChoice, renderings: tuple[Rendering, ...]) -> ChatChoice:
+    guarded = guard_template(choice.jinja)
+    _check_guard(tokenizer, guarded, renderings)
+    return replace(choice, jinja=guarded, guarded=guarded != choice.jinja, requires=JINJA_VERSION)
 
 
 def _adds_bos(tokenizer: Any) -> bool:
     number = getattr(tokenizer, "bos_token_id", None)
     return number is not None and tokenizer("a")["input_ids"][:1] == [number]
-
-
-def _find_variant(
-    tokenizer: Any, renderings: tuple[Rendering, ...], bos: str
-) -> tuple[Variant, Mapping[str, str]] | None:
-    """Returns the first variant that gives the same ids everywhere, and its constants."""
-    capabilities = set(find_capabilities(chat_templates(tokenizer)[0]))
-    for family in FAMILIES:
-        # Ollama reads off the template what a model may be asked for.
-        for variant in read_variants(family) if set(family.capabilities) == capabilities else ():
-            constants = _constants(tokenizer, variant, renderings, bos)
-            if constants is not None and _is_same(tokenizer, variant, constants, renderings, bos):
-                return variant, constants
-    return None
-
-
-def _constants(
-    tokenizer: Any, variant: Variant, renderings: tuple[Rendering, ...], bos: str
-) -> Mapping[str, str] | None:
-    """Returns all constants of a variant, the default system message read off a rendering."""
-    constants = {
-        **variant.constants,
-        "EOS": getattr(tokenizer, "eos_token", None) or "",
-        "BOS": bos,
-    }
-    if _DEFAULT in constants:
-        return constants
-    for rendering in renderings:
-        golden = variant.renderings.get(rendering.conversation, "")
-        before, mark, after = (bos + fill_text(golden, constants)).partition(f"%{_DEFAULT}%")
-        text = rendering.text
-        if mark and text.startswith(before) and text.endswith(after):
-            constants[_DEFAULT] = text[len(before) : len(text) - len(after)]
-            return constants
-    return constants if not _mentions_default(variant) else None
-
-
-def _mentions_default(variant: Variant) -> bool:
-    return any(f"%{_DEFAULT}%" in text for text in variant.renderings.values())
-
-
-def _is_same(
-    tokenizer: Any,
-    variant: Variant,
-    constants: Mapping[str, str],
-    renderings: tuple[Rendering, ...],
-    bos: str,
-) -> bool:
-    for rendering in renderings:
-        golden = variant.renderings.get(rendering.conversation)
-        if golden is None:
-            return False
-        text = bos + fill_text(golden, constants)
-        if text != rendering.text and token_ids(tokenizer, text) != rendering.ids:
-            return False
-    return True
 
 
 def _check_guard(tokenizer: Any, guarded: str, renderings: tuple[Rendering, ...]) -> None:

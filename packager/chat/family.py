@@ -16,9 +16,6 @@ from functools import cache
 from packager.chat.conversation import Capability
 from packager.resource import read_resource
 
-MARKED = ("DEFAULT_SYSTEM", "EOS", "BOS")
-"""Constants that a golden rendering still holds by name: any text may stand in their place."""
-
 _CONSTANT = re.compile('"%([A-Z_]+)%"')
 _MARK = re.compile("%([A-Z_]+)%")
 
@@ -32,8 +29,8 @@ class Family:
         parts: Files of shared definitions that come first.
         stops: Texts that end a turn; constants may stand in them.
         capabilities: What the template renders beside plain turns.
-        variants: Values of the constants of each known way to write the format; those of
-            `MARKED` are left out, but for an empty DEFAULT_SYSTEM.
+        variants: Values of the constants of each known way to write the format. A golden
+            rendering holds those that are left out by name, `%EOS%`: any text may stand there.
     """
 
     name: str
@@ -45,7 +42,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Variant:
-    """A family with its constants chosen, but for those of `MARKED`.
+    """A family with its constants chosen, but for those that any text may stand for.
 
     Attributes:
         family: Which.
