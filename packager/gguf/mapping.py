@@ -11,7 +11,7 @@ from packager.errors import BaseError, UnsupportedFeatureError
 from packager.gguf.architecture import WAYS_OUT, find_family
 from packager.gguf.family import Family, Stack
 from packager.gguf.key import apply_rules, make_key, usual_keys
-from packager.gguf.setting import Settings, read_settings, setting_error
+from packager.gguf.setting import Settings, read_settings
 from packager.gguf.value import GgufKey, GgufModel, GgufTensor, Transform
 
 # Source: llama.cpp 0c1e57098, conversion/base.py, `prepare_tensors`; gpt2.py.
@@ -131,10 +131,12 @@ class _Mapping:
         blocks = {name.split(".")[1] for name in self.seen if name.startswith("blk.")}
         if len(blocks) != self.layers:
             raise _missing(f"{self.layers} layers", f"{len(blocks)}")
-        rows = self.shapes[self.seen["token_embd.weight"]][0]
-        if rows != self.settings.find("vocab_size"):
-            raise setting_error(
-                "vocab_size", f"{rows}, the rows of the embedding", self.settings.find("vocab_size")
+        shape = self.shapes[self.seen["token_embd.weight"]]
+        if shape[:1] != (self.settings.find("vocab_size"),):
+            raise _unfit(
+                self.seen["token_embd.weight"],
+                f"as many rows as vocab_size says: {self.settings.find('vocab_size')}",
+                shape,
             )
 
     def _short_name(self, name: str) -> str:

@@ -105,7 +105,7 @@ def write_model(case: Case, out: Path, pieces: Path) -> Path:
     name = "Gemma3Text" if case.name == "Gemma3" else case.name
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=tokens + case.rows, **{**_sizes(case), **ids, **case.settings}
+        vocab_size=tokens + case.rows, **{**sizes(case), **ids, **case.settings}
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -176,7 +176,8 @@ def _copy_pieces(pieces: Path, out: Path) -> int:
     return count_pieces(out) + 2
 
 
-def _sizes(case: Case) -> dict[str, Any]:
+def sizes(case: Case) -> dict[str, Any]:
+    """Returns the settings that every model of a test has."""
     if case.name == "GPT2":
         return {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
     return _SIZES

@@ -11,11 +11,15 @@ import numpy as np
 from gguf import GGUFReader
 from safetensors import safe_open
 
-from packager.gguf.value import GgufKey
+from packager.gguf import GgufKey, GgufModel, map_model
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def map_folder(folder: Path) -> GgufModel:
+    return map_model(read_config(folder), read_shapes(folder))
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from gguf import GGUFReader
 from safetensors import safe_open
 
-from packager.gguf.mapping import architecture_keys, map_model
-from packager.gguf.value import GgufModel, GgufTensor
+from packager.gguf import GgufTensor, architecture_keys
 from tests.gguf.cases import CASES
 from tests.gguf.conftest import Converted
-from tests.gguf.reading import read_config, read_keys, read_shapes, written
-
-
-def map_folder(folder: Path) -> GgufModel:
-    return map_model(read_config(folder), read_shapes(folder))
+from tests.gguf.reading import map_folder, read_config, read_keys, written
 
 
 def build(tensor: GgufTensor, folder: Path) -> np.ndarray:
@@ -82,3 +78,14 @@ def test_counts_follow_the_configuration(name: str, converted: dict[str, Convert
     assert model.layers == keys[f"{prefix}.block_count"][1] == 2
     assert model.experts == keys.get(f"{prefix}.expert_count", (None, 0))[1]
     assert model.grouped_heads == heads // key_heads
+
+
+def test_names_are_those_of_the_gguf_package(converted: dict[str, Converted]) -> None:
+    for name, case in converted.items():
+        model = map_folder(case.model)
+        known = gguf.TensorNameMap(
+            next(a for a, text in gguf.MODEL_ARCH_NAMES.items() if text == model.architecture), 2
+        )
+        for tensor in model.tensors:
+            if not tensor.values:
+                assert known.get_name(tensor.name, (".weight", ".bias")) == tensor.name, name
