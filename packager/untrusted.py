@@ -54,11 +54,8 @@ def check_relative_name(name: str, *, where: str) -> str:
 def resolve_inside(root: Path, name: str, *, where: str) -> Path:
     """Returns the path of `name` below `root`, which must not leave it through a link either.
 
-    Links are followed only where their end lies below `root` or in the blob store of a Hub
+    Links are followed only where their end lies below `root` or in the blob stores of a Hub
     cache that `root` is a snapshot of.
-
-    Source: huggingface_hub 1.x, file_download.py: a snapshot `models--o--n/snapshots/<commit>`
-    links to `models--o--n/blobs/<digest>`.
 
     Raises:
         UnsafeInputError: The name or its link target lies outside.
@@ -66,9 +63,7 @@ def resolve_inside(root: Path, name: str, *, where: str) -> Path:
     path = root / check_relative_name(name, where=where)
     # Unlike Path.resolve, realpath takes a link to itself for what it is: a file that is missing.
     real_root = Path(os.path.realpath(root))
-    allowed = [real_root]
-    if real_root.parent.name == "snapshots":
-        allowed.append(real_root.parent.parent / "blobs")
+    allowed = [real_root, *_blob_stores(real_root)]
     real = Path(os.path.realpath(path))
     if any(real.is_relative_to(place) for place in allowed):
         return path
@@ -79,6 +74,22 @@ def resolve_inside(root: Path, name: str, *, where: str) -> Path:
         found=str(real),
         hint="replace the link by the file itself",
     )
+
+
+def _blob_stores(snapshot: Path) -> list[Path]:
+    """Returns where the files of a Hub cache's snapshot lie: its repository's blobs, the cache's.
+
+    Source: huggingface_hub 2.4, file_download.py: `models--o--n/snapshots/<commit>/<name>` links to
+    `models--o--n/blobs/<digest>`; utils/_shared_blobs.py: what came from Xet storage links on to
+    the whole cache's `blobs/<two digits>/<hash>`, a folder that a marker file tells.
+    """
+    if snapshot.parent.name != "snapshots":
+        return []
+    repository = snapshot.parent.parent
+    shared = repository.parent / "blobs"
+    marker = shared / ".huggingface-shared-blobs"
+    is_cache = repository.name.startswith("models--") and not shared.is_symlink()
+    return [repository / "blobs", *([shared] if is_cache and marker.is_file() else [])]
 
 
 def check_folder_name(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from packager.bundle import read_manifest
 from packager.hub.client import ask, client, endpoint, silence
 from packager.hub.remote import check_repo_id
+from packager.hub.transfer import suited_transfer
 from packager.progress import Progress, Silent
 from packager.publish.check import check_bundle, check_cards, check_no_local_paths
 from packager.publish.plan import PublishedRepo, RepoPlan, name_warnings, plan_repos
@@ -112,7 +113,8 @@ def _publish(
         # Made by somebody else in this moment: then it may not be as it was asked for.
         choose_private(plan, state, private=visibility, gated=False)
     folder = bundle / plan.target.path
-    commit = upload(folder, plan, state, draft.files, draft.removed, progress)
+    with suited_transfer(plan.repo):
+        commit = upload(folder, plan, state, draft.files, draft.removed, progress)
     progress.stage(f"reading back {plan.repo}")
     check_published(plan, commit)
     return replace(draft, commit=commit, private=state.private)

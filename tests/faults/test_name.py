@@ -67,6 +67,25 @@ def test_snapshot_links_into_its_own_blobs_only(tmp_path: Path) -> None:
         resolve_inside(root, "theirs", where="")
 
 
+def test_snapshot_links_into_the_blobs_that_a_whole_cache_shares(tmp_path: Path) -> None:
+    """As the Hub's cache lays out what came from Xet storage; the marker tells the store."""
+    root = tmp_path / "hub/models--o--ours/snapshots" / ("0" * 40)
+    blobs, shared = root.parent.parent / "blobs", tmp_path / "hub/blobs"
+    for place in (root, blobs, shared / "ab", tmp_path / "blobs"):
+        place.mkdir(parents=True)
+    (shared / "ab/abc").write_text("x", encoding="utf-8")
+    (tmp_path / "blobs/secret").write_text("y", encoding="utf-8")
+    (blobs / "digest").symlink_to("../../blobs/ab/abc")
+    (root / "ours").symlink_to("../../blobs/digest")
+    (root / "further").symlink_to("../../../../blobs/secret")
+    with pytest.raises(UnsafeInputError):
+        resolve_inside(root, "ours", where="")
+    (shared / ".huggingface-shared-blobs").write_text("1\n", encoding="utf-8")
+    assert resolve_inside(root, "ours", where="").read_text(encoding="utf-8") == "x"
+    with pytest.raises(UnsafeInputError):
+        resolve_inside(root, "further", where="")
+
+
 @pytest.mark.parametrize("name", ["..", "a\nb", "C:x", "x.", "_", "a b", "n" * 97, "x/y"])
 def test_adapter_name_that_is_no_folder_name(world: World, name: str) -> None:
     argv = [f"{name}={part}" if part == str(world.adapter) else part for part in world.release()]

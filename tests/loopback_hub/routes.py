@@ -16,6 +16,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from tests.loopback_hub import xet
 from tests.loopback_hub.access import caller, check_gate, find_repo, may_write
 from tests.loopback_hub.card import check_card
 from tests.loopback_hub.wire import Call, HttpError, Reply, Route, keep
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _PAGE = 50
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+_HASH = "(?P<hash>[0-9a-f]{64})"
 _REV = r"(?P<rev>[^/]+|refs/pr/\d+)"
 
 
@@ -339,6 +341,7 @@ def resolve(hub: LoopbackHub, call: Call) -> Reply:
         302,
         headers={
             **headers,
+            **xet.file_headers(hub, repo.name, found.oid, file.sha256),
             "X-Linked-Size": str(file.size),
             "X-Linked-ETag": f'"{file.sha256}"',
             "Location": f"{hub.storage_url}/object/{file.sha256}",
@@ -411,6 +414,9 @@ ROUTES = (
         r"/api/complete_multipart/(?P<sha256>[0-9a-f]{64})",
         complete_multipart,
     ),
+    _route(
+        "xet_token", "GET", f"/api/models/{_REPO}/xet-(?P<kind>read|write)-token/{_REV}", xet.token
+    ),
     _route("resolve", "GET HEAD", f"/{_REPO}/resolve/{_REV}/(?P<path>.+)", resolve),
 )
 
@@ -424,4 +430,9 @@ STORAGE_ROUTES = (
         stores_body=True,
     ),
     _route("object", "GET HEAD", r"/object/(?P<sha256>[0-9a-f]{64})", stored_object),
+    _route("xorb", "POST", f"/v1/xorbs/default/{_HASH}", xet.put_xorb, stores_body=True),
+    _route("shard", "POST", "/v1/shards", xet.put_shard),
+    _route("reconstruction", "GET", f"/v1/reconstructions/{_HASH}", xet.reconstruction),
+    _route("signed", "GET", f"/signed/{_HASH}", xet.get_xorb),
+    _route("xet_other", "GET POST", "/v1/(chunks|telemetry).*", xet.nothing),
 )

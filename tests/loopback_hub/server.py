@@ -24,11 +24,15 @@ class LoopbackHub:
     Args:
         root: Where objects and repositories lie; a Hub started there again has them.
         multipart_bytes: Larger objects are asked for in parts of this size.
+        xet: Whether it has Xet storage, as huggingface.co does; without it, large files go by LFS.
     """
 
-    def __init__(self, root: Path, *, multipart_bytes: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, multipart_bytes: int | None = None, xet: bool = False
+    ) -> None:
         self.store = Store(root)
         self.multipart_bytes = multipart_bytes
+        self.xet = xet
         self.requests: list[Request] = []
         self.errors: list[str] = []
         self._faults = Faults()
@@ -64,14 +68,10 @@ class LoopbackHub:
             server.server_close()
 
     def environment(self, home: Path, *, token: str | None = None) -> dict[str, str]:
-        """Variables for a client process: this Hub, a home of its own, and nobody's real token.
-
-        Large files go by LFS: the client's Xet storage is not spoken here.
-        """
+        """Variables for a client process: this Hub, a home of its own, and nobody's real token."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_TOKEN": token or "",
@@ -148,6 +148,7 @@ class LoopbackHub:
         self.heal()
         self.store.clear()
         self.multipart_bytes = None
+        self.xet = False
         self.requests.clear()
         self.errors.clear()
 

@@ -22,7 +22,7 @@ LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.model", "*.gguf", "*.npz", 
 Source: the `.gitattributes` that huggingface.co puts into every new model repository.
 """
 
-_KINDS = ("lfs", "git", "repos", "parts")
+_KINDS = ("lfs", "git", "repos", "parts", "xet")
 
 LFS_MIN_BYTES = 10_000_000
 """Larger files are large files whatever their name."""

@@ -220,12 +220,13 @@ class Handler(BaseHTTPRequestHandler):
         if reply.file is None:
             return reply.status, 0, len(self._json(reply))
         total = reply.file.stat().st_size
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range") or "")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
         if not wanted:
             return reply.status, 0, total
         start = int(wanted[1])
-        reply.headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-        return 206, start, total - start
+        last = min(int(wanted[2] or total), total - 1)
+        reply.headers["Content-Range"] = f"bytes {start}-{last}/{total}"
+        return 206, start, last + 1 - start
 
     def _payload(self, reply: Reply, start: int, *, alter: bool) -> Iterator[bytes]:
         if reply.file is None:
