@@ -14,14 +14,13 @@ from packager.gguf.familykey import (
     cohere_keys,
     gemma3_keys,
     gpt2_keys,
-    granite_keys,
-    llama_keys,
     olmo2_keys,
     phi2_keys,
     phi3_factors,
     phi3_keys,
     stablelm_keys,
 )
+from packager.gguf.familyllama import GRANITE, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from packager.gguf.key import (
     CONTEXT,
     EMBEDDING,
@@ -33,73 +32,12 @@ from packager.gguf.key import (
     RMS_EPSILON,
     USUAL,
     VALUE_SIZE,
-    VOCABULARY,
     WINDOW,
     rule,
 )
-from packager.gguf.rope import llama3_factors
 from packager.gguf.value import GgufKey
 
-_ROTARY = frozenset({"attn_q", "attn_k"})
 _EXPERT_WIDTH = rule("expert_feed_forward_length", "moe_intermediate_size")
-
-_LLAMA = Family(
-    "llama",
-    ("LlamaForCausalLM", "LLaMAForCausalLM"),
-    table(
-        vocab_size=32000, hidden_size=4096, num_attention_heads=32, num_key_value_heads=None,
-        head_dim=None, rope_theta=1e4, max_position_embeddings=2048, rms_norm_eps=1e-6,
-    ),
-    names.OUTER,
-    names.LLAMA,
-    permuted=_ROTARY,
-    rules=(*USUAL, VOCABULARY),
-    own_keys=llama_keys,
-    factors=llama3_factors,
-    vocabularies=("sentencepiece", "llama-hf", "bpe"),
-    space_prefix="stated",
-)  # fmt: skip
-_MISTRAL = replace(
-    _LLAMA,
-    classes=("MistralForCausalLM",),
-    defaults=table(
-        vocab_size=32000, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
-        head_dim=None, rope_theta=1e4, max_position_embeddings=131072, rms_norm_eps=1e-6,
-    ),
-)  # fmt: skip
-_MIXTRAL = replace(
-    _LLAMA,
-    classes=("MixtralForCausalLM",),
-    defaults=table(
-        vocab_size=32000, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
-        rope_theta=1e6, max_position_embeddings=131072, rms_norm_eps=1e-5,
-        num_local_experts=8, num_experts_per_tok=2,
-    ),
-    inner=names.MIXTRAL,
-    stacks=(names.MIXTRAL_EXPERTS,),
-)  # fmt: skip
-_SMOLLM3 = replace(
-    _LLAMA,
-    architecture="smollm3",
-    classes=("SmolLM3ForCausalLM",),
-    defaults=table(
-        vocab_size=128256, hidden_size=2048, num_attention_heads=16, num_key_value_heads=4,
-        rope_theta=2e6, max_position_embeddings=32768, rms_norm_eps=1e-6,
-    ),
-)  # fmt: skip
-_GRANITE = replace(
-    _LLAMA,
-    architecture="granite",
-    classes=("GraniteForCausalLM",),
-    defaults=table(
-        vocab_size=32000, hidden_size=4096, num_attention_heads=32, num_key_value_heads=None,
-        rope_theta=1e4, max_position_embeddings=2048, rms_norm_eps=1e-6,
-        attention_multiplier=1.0, embedding_multiplier=1.0, residual_multiplier=1.0,
-        logits_scaling=1.0,
-    ),
-    rules=tuple(each for each in _LLAMA.rules if each not in {KEY_SIZE, VALUE_SIZE}),
-    own_keys=granite_keys,
-)  # fmt: skip
 
 _QWEN_DEFAULTS = {
     "vocab_size": 151936, "num_key_value_heads": 32, "rope_theta": 1e4,
@@ -298,7 +236,7 @@ _COHERE = Family(
 )  # fmt: skip
 
 FAMILIES = (
-    _LLAMA, _MISTRAL, _MIXTRAL, _SMOLLM3, _GRANITE, _QWEN2, _QWEN3, _QWEN2_MOE, _QWEN3_MOE,
+    LLAMA, MISTRAL, MIXTRAL, SMOLLM3, GRANITE, _QWEN2, _QWEN3, _QWEN2_MOE, _QWEN3_MOE,
     _GEMMA2, _GEMMA3, _PHI2, _PHI3, _GPT2, _STABLELM, _OLMO2, _STARCODER2, _COHERE,
 )  # fmt: skip
 """Every family, each with the classes that it stands for."""
