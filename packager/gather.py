@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
-from packager.digest import check_identity, identify_file
+from packager.chat import ChatChoice
+from packager.digest import check_identity, content_digest, hash_files, identify_file
 from packager.errors import BaseError, InputError
 from packager.filekind import (
     is_chat_template,
@@ -17,12 +18,15 @@ from packager.filekind import (
     is_tokenizer_file,
     list_model_files,
 )
+from packager.gguf.general import GeneralFacts
 from packager.license import LicenseFinding, choose_license, find_license
 from packager.lock import locate_base
-from packager.manifest import Evidence
+from packager.manifest import Evidence, Target
 from packager.plan import AdapterSource, BaseSource
+from packager.plan.release import allowed_targets
 from packager.progress import Progress
 from packager.untrusted import read_json_object, resolve_inside
+from packager.vocabulary import read_vocabulary
 
 _READ = ("adapter_config.json", "adapter_model.safetensors")
 _MAX_TOKEN_ID = 1 << 31
@@ -40,6 +44,7 @@ class Gathered:
         ref: The exact base.
         finding: What the base says of its licence.
         identities: Of the adapters' files, as `identify_file` gave them before they were read.
+        chats: Adapter name → how its chat reaches Ollama, where a model for it can be made.
     """
 
     adapters: tuple[AdapterSource, ...]
@@ -47,6 +52,7 @@ class Gathered:
     ref: BaseRef
     finding: LicenseFinding
     identities: Mapping[Path, str]
+    chats: Mapping[str, ChatChoice] = field(default_factory=dict)
 
     def check_unchanged(self) -> None:
         """Refuses sources that were written to since they were gathered.
@@ -66,6 +72,8 @@ def gather(
     require_lock: bool = False,
     license_id: str | None = None,
     licensed: bool = True,
+    targets: tuple[Target, ...] | None = None,
+    digests: Mapping[str, str] | None = None,
     progress: Progress,
 ) -> Gathered:
     """Reads adapters and finds their base.
@@ -76,6 +84,8 @@ def gather(
         require_lock: `--require-lock`.
         license_id: `--license`.
         licensed: Whether the licence has to be known; without a card it need not be.
+        targets: Wanted targets, or None for all: some need more from the disk.
+        digests: Adapter name → digest of its files, where it is not that of the files there.
         progress: Told of hashing and of what a floating revision was resolved to.
 
     Raises:
@@ -101,7 +111,45 @@ def gather(
     index = read_base(ref.directory)
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)
-    return Gathered(sources, source, ref, finding, identities)
+    gathered = Gathered(sources, source, ref, finding, identities)
+    return _with_vocabularies(gathered, targets, digests or {}, progress)
+
+
+def _with_vocabularies(
+    gathered: Gathered,
+    targets: tuple[Target, ...] | None,
+    digests: Mapping[str, str],
+    progress: Progress,
+) -> Gathered:
+    """Reads the tokenizers for those adapters of which a GGUF model may be made."""
+    sources: list[AdapterSource] = []
+    chats: dict[str, ChatChoice] = {}
+    for source in gathered.adapters:
+        if "ollama" not in (targets or allowed_targets(source.spec.features)):
+            sources.append(source)
+            continue
+        progress.stage("read the tokenizer")
+        facts = _general_facts(gathered, source, digests.get(source.name))
+        found = read_vocabulary(source, gathered.base, facts)
+        sources.append(replace(source, gguf=found.source))
+        if found.chat is not None:
+            chats[source.name] = found.chat
+    return replace(gathered, adapters=tuple(sources), chats=chats)
+
+
+def _general_facts(gathered: Gathered, source: AdapterSource, digest: str | None) -> GeneralFacts:
+    ref, finding = gathered.ref, gathered.finding
+    return GeneralFacts(
+        name=source.name,
+        license=gathered.base.license,
+        license_name=finding.name or "",
+        license_link=finding.link or "",
+        base_repo=ref.repo or "",
+        base_commit=ref.commit or "",
+        base_digest=ref.digest,
+        adapter_digest=digest
+        or content_digest(hash_files(source.spec.directory, source.file_names)),
+    )
 
 
 def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:

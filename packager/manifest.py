@@ -14,7 +14,7 @@ from packager.untrusted import check_relative_name, parse_json_object
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "lorapack.json"
 
-Target = Literal["adapter", "merged", "ollama", "vllm"]
+Target = Literal["adapter", "merged", "ollama", "gguf-adapter", "vllm"]
 Evidence = Literal["lock", "name-and-shape"]
 """How the base is known to be the one trained on: by a lock's digests, or only by fit."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packager.bundle import Staging, check_absent, check_free_space, make_folder, write_text
 from packager.digest import content_digest
+from packager.emit.making import Making
 from packager.errors import ProofError
 from packager.gather import Gathered, gather
 from packager.manifest import (
@@ -22,8 +25,14 @@ from packager.manifest import (
     render_manifest,
 )
 from packager.plan import ReleaseOptions, ReleasePlan, TargetPlan, plan_release
+from packager.plan.choice import record_choices
+from packager.plan.gguf import map_source
 from packager.progress import Progress
+from packager.recipe import plan_gathered
 from packager.verify.proof import Level, Proof, render_proof
+
+if TYPE_CHECKING:
+    from packager.gguf.imatrix import Imatrix
 
 _REPORT_BYTES = 64 << 20
 
@@ -39,6 +48,8 @@ class ReleaseRequest:
         require_lock: Refuse an adapter without a lock.
         options: What the plan depends on.
         behaviour: Whether to prove behaviour where memory allows.
+        threads: That quantise, or None for as many as this process may use.
+        imatrix: An importance matrix, or None.
     """
 
     adapters: tuple[tuple[str | None, Path], ...]
@@ -47,6 +58,8 @@ class ReleaseRequest:
     require_lock: bool = False
     options: ReleaseOptions = field(default_factory=ReleaseOptions)
     behaviour: bool = True
+    threads: int | None = None
+    imatrix: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,21 +72,56 @@ class Release:
     proof: Proof
 
 
-def plan_request(request: ReleaseRequest, progress: Progress) -> tuple[Gathered, ReleasePlan]:
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a release is made from.
+
+    Attributes:
+        gathered: The sources.
+        plan: What is to be made of them.
+        making: What else its files depend on.
+    """
+
+    gathered: Gathered
+    plan: ReleasePlan
+    making: Making
+
+
+def plan_request(request: ReleaseRequest, progress: Progress) -> Prepared:
     """Gathers and plans; the disk is only read.
 
     Raises:
         RejectedPlanError: With every problem found.
         LorapackError: A source cannot be read.
     """
+    options, imatrix = request.options, None
+    if request.imatrix is not None:
+        from packager.gguf.imatrix import imatrix_keys, read_imatrix
+
+        imatrix = read_imatrix(request.imatrix)
+        options = replace(options, imatrix_keys=imatrix_keys(imatrix))
     gathered = gather(
         request.adapters,
         base=request.base,
         require_lock=request.require_lock,
-        license_id=request.options.license,
+        license_id=options.license,
+        targets=options.targets,
         progress=progress,
     )
-    return gathered, plan_release(gathered.adapters, gathered.base, request.options)
+    plan = plan_gathered(gathered, options)
+    if imatrix is not None:
+        _check_imatrix(imatrix, plan, gathered)
+    threads = request.threads or len(os.sched_getaffinity(0))
+    return Prepared(gathered, plan, Making(options, threads, imatrix))
+
+
+def _check_imatrix(imatrix: Imatrix, plan: ReleasePlan, gathered: Gathered) -> None:
+    from packager.gguf.imatrix import check_imatrix
+
+    for target in plan.targets:
+        if target.gguf is not None:
+            source = next(item for item in gathered.adapters if item.name == target.name)
+            check_imatrix(imatrix, map_source(source, gathered.base.index))
 
 
 def release(request: ReleaseRequest, progress: Progress) -> Release:
@@ -85,7 +133,8 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         ProofError: An artefact does not behave like base + adapter; nothing is left.
     """
     check_absent(request.out)
-    gathered, plan = plan_request(request, progress)
+    prepared = plan_request(request, progress)
+    gathered, plan, making = prepared.gathered, prepared.plan, prepared.making
     for note in plan.notes:
         progress.say(f"note: {note}")
     check_free_space(request.out, plan.output_bytes + _REPORT_BYTES)
@@ -93,12 +142,12 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         entries = [
             entry
             for target in plan.targets
-            for entry in _write_folder(staging.root, target, gathered, progress)
+            for entry in _write_folder(staging.root, target, prepared, progress)
         ]
         proof = _prove(staging.root, tuple(entries), plan, gathered, request, progress)
         entries += _write_cards(staging.root, plan, gathered, entries, proof)
         _write_report(staging.root, proof)
-        manifest = _make_manifest(plan, gathered, entries, request.options)
+        manifest = _make_manifest(plan, gathered, entries, making.options)
         write_text(staging.root / MANIFEST_NAME, render_manifest(manifest))
         gathered.check_unchanged()
         staging.commit()
@@ -124,30 +173,33 @@ def merge_to_folder(
         RejectedPlanError: The plan has problems; nothing was written.
         OutputError: `out` exists or cannot be written.
     """
-    from packager.emit import write_target
+    from packager.emit.target import write_target
 
     check_absent(out)
-    gathered = gather(((None, adapter),), base=base, licensed=False, progress=progress)
     options = ReleaseOptions(targets=("merged",), max_shard_bytes=max_shard_bytes)
+    gathered = gather(
+        ((None, adapter),), base=base, licensed=False, targets=options.targets, progress=progress
+    )
     plan = plan_release(gathered.adapters, gathered.base, options)
     for note in plan.notes:
         progress.say(f"note: {note}")
     check_free_space(out, plan.output_bytes)
     with Staging(out) as staging:
-        entries = tuple(write_target(staging.root, plan.targets[0], gathered, progress))
+        target, making = plan.targets[0], Making(options)
+        entries = tuple(write_target(staging.root, target, gathered, making, progress))
         gathered.check_unchanged()
         staging.commit()
     return entries
 
 
 def _write_folder(
-    root: Path, target: TargetPlan, gathered: Gathered, progress: Progress
+    root: Path, target: TargetPlan, prepared: Prepared, progress: Progress
 ) -> Iterator[FileEntry]:
-    from packager.emit import write_target
+    from packager.emit.target import write_target
 
     folder = root / target.path
     make_folder(folder)
-    for entry in write_target(folder, target, gathered, progress):
+    for entry in write_target(folder, target, prepared.gathered, prepared.making, progress):
         yield replace(entry, path=f"{target.path}/{entry.path}")
 
 
@@ -211,7 +263,8 @@ def _write_cards(
 ) -> list[FileEntry]:
     from packager.card import render_card
     from packager.cardfacts import card_facts
-    from packager.emit import CARD_NAME, file_entry
+    from packager.emit.target import file_entry
+    from packager.filekind import CARD_NAME
 
     cards = []
     for target, target_proof in zip(plan.targets, proof.targets, strict=True):
@@ -262,5 +315,5 @@ def _make_manifest(
         adapters=tuple(adapters),
         targets=tuple(TargetRecord(item.target, item.name, item.path) for item in plan.targets),
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        options={"dtype": options.dtype} if options.dtype else {},
+        options=record_choices(options, {item.target for item in plan.targets}),
     )

@@ -15,10 +15,9 @@ from packager.adapter.config import AdapterConfig
 from packager.manifest import Target
 
 Status = Literal["works", "normalised", "merge-only", "not possible"]
-TARGETS: tuple[Target, ...] = ("adapter", "merged", "ollama", "vllm")
+TARGETS: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter", "vllm")
 
 VLLM_CHECKED = "vLLM 0.32.0"
-_OLLAMA_MERGES = "Ollama takes no adapters; a merged model carries it"
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,9 @@ class _Rule:
 
 _MERGES = Support("works", "merged in float32, rounded once")
 _SWAPPED = Support("works", "merged the way round in which the base stores the weight")
+_OLLAMA_MERGES = Support("works", "merged into the GGUF, since Ollama takes no adapters")
+_GGUF_FOLDS = Support("normalised", "the scale is folded into B; llama-server --lora loads it")
+_GGUF_LACKS = Support("not possible", "a GGUF LoRA holds pairs of linear layers only")
 _NOT_MERGED = Support("not possible", "this version of lorapack does not merge it")
 _SERVED = Support("works", f"served as it is ({VLLM_CHECKED})")
 _FOLDED = Support("normalised", "the scale is folded into lora_B, so no server can misread it")
@@ -197,13 +199,12 @@ def base_copy_feature(modules: str) -> Feature:
 
 
 def _support(rule: _Rule) -> dict[Target, Support]:
-    ollama = rule.merged
-    if ollama.status == "works":
-        ollama = Support("merge-only", _OLLAMA_MERGES)
+    merges = rule.merged.status == "works"
     return {
         "adapter": rule.adapter,
         "merged": rule.merged,
-        "ollama": ollama,
+        "ollama": _OLLAMA_MERGES if merges else rule.merged,
+        "gguf-adapter": _GGUF_FOLDS if merges else _GGUF_LACKS,
         "vllm": rule.vllm,
     }
 
@@ -228,6 +229,7 @@ def _unknown_fields(config: AdapterConfig) -> list[Feature]:
                 "adapter": Support("works", "PEFT loads it as trained, if it knows the field"),
                 "merged": Support("not possible", reason),
                 "ollama": Support("not possible", reason),
+                "gguf-adapter": Support("not possible", reason),
                 "vllm": Support("not possible", reason),
             },
         )

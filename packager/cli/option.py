@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from packager.plan.option import ReleaseOptions, parse_size
+from packager.gguf.mixture import QUANTS, parse_quant
+from packager.plan.option import DEFAULT_QUANTS, ReleaseOptions, parse_size
 from packager.verify.figure import printable
+
+if TYPE_CHECKING:
+    from packager.release import ReleaseRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DIRECTORY = click.Path(path_type=Path)
+MAX_THREADS = 1024
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 base_option = click.option(
@@ -33,8 +39,49 @@ def release_options(function: Command) -> Command:
                 "--target",
                 "targets",
                 multiple=True,
-                type=click.Choice(["adapter", "merged", "ollama", "vllm"]),
-                help="What to emit; default: all that the preflight allows.",
+                type=click.Choice(["adapter", "merged", "ollama", "gguf-adapter", "vllm"]),
+                help="What to emit; default: all that the preflight allows, gguf-adapter apart.",
+            ),
+            click.option(
+                "--quant",
+                "quants",
+                multiple=True,
+                metavar="QUANT",
+                shell_complete=_complete_quant,
+                help="Quantisation for ollama, such as Q4_K_M, Q8_0 or F16; several from one read. "
+                "The first one is the default of the Modelfile.  [default: Q4_K_M]",
+            ),
+            click.option(
+                "--imatrix",
+                type=click.Path(path_type=Path),
+                help="An importance matrix of llama-imatrix, for better low-bit quantisations.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(1, MAX_THREADS),
+                metavar="N",
+                help="Threads that quantise; the files do not depend on it.  "
+                "[default: all cores that may be used]",
+            ),
+            click.option(
+                "--max-gguf-size",
+                metavar="SIZE",
+                help="Split GGUF models into files of at most this, such as 4GB.  "
+                "[default: one file]",
+            ),
+            click.option(
+                "--system",
+                metavar="TEXT",
+                default="",
+                help="System message that Ollama gives to conversations without one.",
+            ),
+            click.option(
+                "--gguf-adapter-type",
+                "adapter_type",
+                type=click.Choice(["F32", "F16", "BF16"]),
+                default="F32",
+                show_default=True,
+                help="Type of the values of a GGUF LoRA.",
             ),
             click.option(
                 "--dtype",
@@ -73,22 +120,68 @@ def parse_adapters(values: tuple[str, ...]) -> tuple[tuple[str | None, Path], ..
     return tuple(parsed)
 
 
-def parse_options(
-    targets: tuple[Any, ...], dtype: str, max_shard_size: str, license_id: str | None
-) -> ReleaseOptions:
-    """Reads the options of a release.
+@dataclass(frozen=True)
+class Given:
+    """What a user gave to `plan` or `release`, as click has it; see `release_options`."""
+
+    adapters: tuple[str, ...]
+    base: str | None
+    require_lock: bool
+    targets: tuple[Any, ...]
+    quants: tuple[str, ...]
+    imatrix: Path | None
+    threads: int | None
+    max_gguf_size: str | None
+    system: str
+    adapter_type: Any
+    dtype: str
+    max_shard_size: str
+    license_id: str | None
+
+
+def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> ReleaseRequest:
+    """Reads what a user gave.
 
     Raises:
-        InputError: A size or type is not one.
+        InputError: A size, type or quantisation is not one.
+    """
+    from packager.release import ReleaseRequest
+
+    return ReleaseRequest(
+        adapters=parse_adapters(given.adapters),
+        out=out,
+        base=given.base,
+        require_lock=given.require_lock,
+        options=parse_options(given),
+        behaviour=behaviour,
+        threads=given.threads,
+        imatrix=given.imatrix,
+    )
+
+
+def parse_options(given: Given) -> ReleaseOptions:
+    """Reads the choices that a plan depends on.
+
+    Raises:
+        InputError: A size, type or quantisation is not one.
     """
     from packager.dtype import parse_torch_dtype
 
+    size = given.max_gguf_size
     return ReleaseOptions(
-        targets=tuple(dict.fromkeys(targets)) or None,
-        dtype=None if dtype == "keep" else parse_torch_dtype(dtype),
-        max_shard_bytes=parse_size(max_shard_size),
-        license=license_id,
+        targets=tuple(dict.fromkeys(given.targets)) or None,
+        dtype=None if given.dtype == "keep" else parse_torch_dtype(given.dtype),
+        max_shard_bytes=parse_size(given.max_shard_size),
+        license=given.license_id,
+        quants=tuple(dict.fromkeys(map(parse_quant, given.quants))) or DEFAULT_QUANTS,
+        max_gguf_bytes=None if size is None else parse_size(size, "--max-gguf-size"),
+        adapter_type=given.adapter_type,
+        system=given.system,
     )
+
+
+def _complete_quant(_context: Any, _parameter: Any, incomplete: str) -> list[str]:
+    return [name for name in QUANTS if name.startswith(incomplete.upper())]
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from packager.cli.option import (
-    parse_adapters,
-    parse_options,
+    Given,
+    parse_request,
     print_json,
     print_text,
     release_options,
     size_text,
 )
 from packager.cli.progress import TerminalProgress
-from packager.plan import ReleasePlan, TargetPlan
+from packager.gguf.value import GgufTensor
+from packager.plan import GgufLoraPlan, GgufPlan, PlannedTensor, ReleasePlan, TargetPlan
 from packager.plan.document import plan_document
 
 
 @click.command("plan")
 @release_options
-def command(
-    adapters: tuple[str, ...],
-    base: str | None,
-    require_lock: bool,
-    targets: tuple[Any, ...],
-    dtype: str,
-    max_shard_size: str,
-    license_id: str | None,
-    as_json: bool,
-) -> None:
+def command(as_json: bool, **given: Any) -> None:
     """Show every tensor and file of a release, its bytes, memory and time; write nothing."""
-    from packager.release import ReleaseRequest, plan_request
+    from packager.release import plan_request
 
-    request = ReleaseRequest(
-        adapters=parse_adapters(adapters),
-        out=Path(),
-        base=base,
-        require_lock=require_lock,
-        options=parse_options(targets, dtype, max_shard_size, license_id),
-    )
+    request = parse_request(Given(**given), Path())
     with TerminalProgress() as progress:
-        _, plan = plan_request(request, progress)
+        plan = plan_request(request, progress).plan
     if as_json:
         print_json(plan_document(plan))
     else:
@@ -73,11 +60,58 @@ def _target_lines(target: TargetPlan) -> list[str]:
     for shard in target.shards:
         lines.append(f"  {shard.path}  {size_text(shard.nbytes)}, {len(shard.tensors)} tensors")
         for tensor in shard.tensors:
-            shape = "×".join(map(str, tensor.shape)) or "scalar"
-            what = "".join(f" + {d.scale:g}·B·A rank {d.rank}" for d in tensor.deltas)
             source = "" if tensor.source == tensor.name else f" from {tensor.source}"
-            lines.append(f"    {tensor.rule:<5} {tensor.name} {tensor.dtype} {shape}{source}{what}")
+            what = f"{tensor.dtype} {_shape(tensor.shape)}{source}{_deltas(tensor)}"
+            lines.append(f"    {tensor.rule:<5} {tensor.name} {what}")
+    if target.gguf is not None:
+        lines += _gguf_lines(target.gguf)
+    if target.gguf_lora is not None:
+        lines += _lora_lines(target.gguf_lora)
     for file in target.files:
         size = "" if file.size is None else f"  {size_text(file.size)}"
         lines.append(f"  {file.path}  ({file.origin}){size}")
     return lines
+
+
+def _gguf_lines(plan: GgufPlan) -> list[str]:
+    merged = {tensor.name: tensor for tensor in plan.merged}
+    sources = {tensor.name: tensor for tensor in plan.tensors}
+    lines = [f"  {plan.architecture}: {len(plan.keys) + len(plan.long_keys)} keys"]
+    for file in plan.files:
+        lines.append(f"  {file.path}  {size_text(file.size)}, {len(file.tensors)} tensors")
+        for item in file.tensors:
+            tensor = item.tensor
+            fallen = f" instead of {tensor.fell_back}" if tensor.fell_back else ""
+            origin = _origin(sources[tensor.name], merged)
+            lines.append(
+                f"    {tensor.type:<5} {tensor.name} {_shape(tensor.shape)}{fallen}{origin}"
+            )
+    if plan.dropped:
+        lines.append(f"  not needed: {', '.join(plan.dropped[:3])}, {len(plan.dropped)} in all")
+    return lines
+
+
+def _origin(tensor: GgufTensor, merged: Mapping[str, PlannedTensor]) -> str:
+    if not tensor.sources:
+        return " from the configuration"
+    more = f" and {len(tensor.sources) - 1} more" if len(tensor.sources) > 1 else ""
+    transform = "" if tensor.transform == "none" else f", {tensor.transform}"
+    first = merged[tensor.sources[0]]
+    return f" from {first.source}{more}{_deltas(first)}{transform}"
+
+
+def _lora_lines(plan: GgufLoraPlan) -> list[str]:
+    lines = [f"  {plan.path}  {size_text(plan.size)}, {len(plan.factors)} tensors"]
+    for factor in plan.factors:
+        scale = "" if factor.scale == 1 else f" times {factor.scale:g}"
+        order = ", permute" if factor.heads else ""
+        lines.append(f"    {plan.type:<5} {factor.name} {_shape(factor.shape)}{scale}{order}")
+    return lines
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _deltas(tensor: PlannedTensor) -> str:
+    return "".join(f" + {delta.scale:g}·B·A rank {delta.rank}" for delta in tensor.deltas)

@@ -9,8 +9,8 @@ import click
 
 from packager.cli.option import (
     DIRECTORY,
-    parse_adapters,
-    parse_options,
+    Given,
+    parse_request,
     print_json,
     print_text,
     release_options,
@@ -27,32 +27,14 @@ SCHEMA_VERSION = 1
 @release_options
 @click.option("--out", required=True, type=DIRECTORY, help="The bundle's folder; must not exist.")
 @click.option("--no-behaviour", is_flag=True, help="Do not compare the behaviour.")
-def command(
-    adapters: tuple[str, ...],
-    base: str | None,
-    require_lock: bool,
-    targets: tuple[Any, ...],
-    dtype: str,
-    max_shard_size: str,
-    license_id: str | None,
-    as_json: bool,
-    out: Path,
-    no_behaviour: bool,
-) -> None:
+def command(as_json: bool, out: Path, no_behaviour: bool, **given: Any) -> None:
     """Make a bundle from one or more adapters, prove it, and show where it lies.
 
     NAME=ADAPTER names an adapter in the bundle; without a name its folder's name is taken.
     """
-    from packager.release import ReleaseRequest, release
+    from packager.release import release
 
-    request = ReleaseRequest(
-        adapters=parse_adapters(adapters),
-        out=out,
-        base=base,
-        require_lock=require_lock,
-        options=parse_options(targets, dtype, max_shard_size, license_id),
-        behaviour=not no_behaviour,
-    )
+    request = parse_request(Given(**given), out, behaviour=not no_behaviour)
     with TerminalProgress() as progress:
         made = release(request, progress)
     if as_json:
@@ -82,5 +64,5 @@ def _show(made: Release) -> None:
 
     click.echo(render_proof_text(made.proof))
     for target in made.manifest.targets:
-        print_text(f"{target.target:<9}{made.bundle / target.path}")
-    print_text(f"report   {made.bundle / 'report' / 'report.html'}")
+        print_text(f"{target.target:<14}{made.bundle / target.path}")
+    print_text(f"report        {made.bundle / 'report' / 'report.html'}")

@@ -3,10 +3,12 @@
 from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
-from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.source import AdapterSource, BaseSource, GgufSource
 from packager.plan.value import (
     Delta,
+    GgufLoraPlan,
     GgufPlan,
+    LoraFactor,
     PlannedFile,
     PlannedShard,
     PlannedTensor,
@@ -18,7 +20,10 @@ __all__ = [
     "AdapterSource",
     "BaseSource",
     "Delta",
+    "GgufLoraPlan",
     "GgufPlan",
+    "GgufSource",
+    "LoraFactor",
     "PlannedFile",
     "PlannedShard",
     "PlannedTensor",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from packager.base import BaseIndex
-from packager.filekind import is_chat_template, is_tokenizer_file
+from packager.filekind import CARD_NAME, is_chat_template, is_tokenizer_file
 from packager.obligation import notice_text
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, PlannedShard, PlannedTensor
 
-WRITTEN_MERGED = ("config.json", "README.md")
+WRITTEN_MERGED = ("config.json", CARD_NAME)
 NOTICE_NAME = "NOTICE"
 INDEX_NAME = "model.safetensors.index.json"
 _MARKS_OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -53,7 +53,7 @@ def plan_merged_files(
     source: AdapterSource, base: BaseSource, shards: tuple[PlannedShard, ...]
 ) -> tuple[PlannedFile, ...]:
     """Plans what stands beside merged weights: configuration, tokenizer, licence, card."""
-    files = list(_tokenizer_files(source, base))
+    files = list(tokenizer_files(source, base))
     if "generation_config.json" in base.files:
         files.append(PlannedFile("generation_config.json", "base", None))
     files += _licence_files(base)
@@ -66,12 +66,34 @@ def plan_merged_files(
 def plan_adapter_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:
     """Plans the folder of an adapter kept separate."""
     files = [PlannedFile("adapter_model.safetensors", "adapter", source.spec.weights_bytes)]
-    files += _tokenizer_files(source, base)
+    files += tokenizer_files(source, base)
     files += _licence_files(base)
     written = ["adapter_config.json", "base.lock.json", "README.md"]
     if needs_folding(source):
         written += ["normalised/adapter_model.safetensors", "normalised/adapter_config.json"]
     return (*files, *(PlannedFile(name, "written", None) for name in written))
+
+
+def plan_gguf_files(base: BaseSource, quants: tuple[str, ...]) -> tuple[PlannedFile, ...]:
+    """Plans what stands beside GGUF models: Modelfiles, requests to create, licence, card."""
+    written = ["Modelfile", "create.json", CARD_NAME]
+    written += [name for quant in quants for name in (modelfile_name(quant), create_name(quant))]
+    return (*_licence_files(base), *(PlannedFile(name, "written", None) for name in written))
+
+
+def modelfile_name(quant: str) -> str:
+    """Returns the name of the Modelfile of one quantisation."""
+    return f"Modelfile.{quant}"
+
+
+def create_name(quant: str) -> str:
+    """Returns the name of the request that creates the model of one quantisation."""
+    return f"create.{quant}.json"
+
+
+def plan_lora_files(base: BaseSource) -> tuple[PlannedFile, ...]:
+    """Plans what stands beside a GGUF LoRA: licence and card."""
+    return (*_licence_files(base), PlannedFile(CARD_NAME, "written", None))
 
 
 def _licence_files(base: BaseSource) -> list[PlannedFile]:
@@ -94,7 +116,7 @@ def needs_folding(source: AdapterSource) -> bool:
     return plain and (config.use_rslora or bool(config.rank_pattern) or bool(config.alpha_pattern))
 
 
-def _tokenizer_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:
+def tokenizer_files(source: AdapterSource, base: BaseSource) -> tuple[PlannedFile, ...]:
     """The adapter's own tokenizer if it has one, whole; else the base's.
 
     The two are not mixed file by file: a vocabulary from one and a configuration from the other

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from packager.errors import InputError
+from packager.gguf.mixture import Quant
+from packager.gguf.value import GgufKey
 from packager.manifest import Target
 
+DEFAULT_QUANTS: tuple[Quant, ...] = ("Q4_K_M",)
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _MIN_SHARD_BYTES = 1_000_000
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+LoraType = Literal["F32", "F16", "BF16"]
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,30 @@ class ReleaseOptions:
         dtype: Output type of merged weights as safetensors names it, or None to keep each.
         max_shard_bytes: Largest weights file, header apart; a larger tensor gets its own.
         license: `--license`, or None for the base's.
+        quants: Quantisations of GGUF models; the first one is what the plain Modelfile names.
+        max_gguf_bytes: Likewise of a GGUF file, or None for a single file.
+        imatrix_keys: What an importance matrix adds to a GGUF file, or None without one.
+        adapter_type: Element type of a GGUF LoRA.
+        system: A system message that Ollama gives to conversations without one.
     """
 
     targets: tuple[Target, ...] | None = None
     dtype: str | None = None
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     license: str | None = None
+    quants: tuple[Quant, ...] = DEFAULT_QUANTS
+    max_gguf_bytes: int | None = None
+    imatrix_keys: tuple[GgufKey, ...] | None = None
+    adapter_type: LoraType = "F32"
+    system: str = ""
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--max-shard-size") -> int:
     """Returns the bytes of `5GB` (powers of 1000) or `5GiB` (powers of 1024).
+
+    Args:
+        text: What a user gave.
+        option: For which option.
 
     Raises:
         InputError: Not a size, or below 1 MB.
@@ -44,9 +65,9 @@ def parse_size(text: str) -> int:
         if size >= _MIN_SHARD_BYTES:
             return size
     raise InputError(
-        "this is not a shard size",
-        where="--max-shard-size",
+        "this is not a size of a file",
+        where=option,
         expected="such as 5GB or 500MiB, at least 1MB",
         found=repr(text)[:40],
-        hint="give it as --max-shard-size 5GB",
+        hint=f"give it as {option} 5GB",
     )

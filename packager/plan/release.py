@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 
 from packager.adapter.feature import Feature
 from packager.base import BaseIndex
@@ -14,7 +16,10 @@ from packager.errors import (
     RejectedPlanError,
     UnsupportedFeatureError,
 )
+from packager.gguf.block import PLAIN_TYPES
 from packager.manifest import Target
+from packager.plan.gguf import gguf_notes, plan_ollama
+from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
 from packager.plan.option import ReleaseOptions
 from packager.plan.rule import plan_tensors, unties_head
@@ -22,12 +27,18 @@ from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan
 from packager.tensorfile import tensor_bytes
 
-EMITTED: tuple[Target, ...] = ("adapter", "merged")
+EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter")
 """Targets that this version can write."""
+_ONLY_WHEN_ASKED: tuple[Target, ...] = ("gguf-adapter",)
+
+Planner = Callable[
+    [AdapterSource, BaseSource, ReleaseOptions], tuple[TargetPlan | None, list[LorapackError]]
+]
 
 _NAME = re.compile(r"[^\W_](?:[\w.-]{0,94}[\w-])?")
 _DISK_BYTES_PER_SECOND = 300e6
 _HASH_BYTES_PER_SECOND = 1e9
+_QUANTISED_VALUES_PER_SECOND = 20e6
 _LIBRARIES_BYTES = 450 << 20
 _BUFFERS_BYTES = 96 << 20
 
@@ -42,32 +53,53 @@ def plan_release(
     """
     problems = [*_check_names(adapters), *_check_base(base.index)]
     targets: list[TargetPlan] = []
+    notes: list[str] = []
     for source in adapters:
         problems += _check_adapter(source, base)
         # Whether it fits is asked for every target: a loader of adapters drops what does not.
         planned, misfits = plan_tensors(source, base.index, options.dtype)
         problems += misfits
-        wanted = options.targets or allowed_targets(source.spec.features)
+        wanted = options.targets or _default_targets(source)
         for target in (target for target in EMITTED if target in wanted):
             refused = _refused_features(source, target)
             problems += refused
             if target == "adapter":
                 targets.append(_plan_adapter(source, base))
-            elif not refused:
+            elif target == "merged" and not refused:
                 targets.append(_plan_merged(source, base, planned, options))
+            elif not refused and not misfits:
+                made, reasons = _PLANNERS[target](source, base, options)
+                targets += [made] if made is not None else []
+                if options.targets is None:
+                    notes += [_left_out(source, target, reason) for reason in reasons]
+                else:
+                    problems += reasons
     problems += _check_emitted(options)
     if problems:
         raise RejectedPlanError(tuple(problems))
-    return _summarise(tuple(targets), adapters, base)
+    return _summarise(tuple(targets), adapters, base, tuple(notes))
 
 
 def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
-    """Returns the targets of this version that carry every feature of an adapter."""
+    """Returns the targets that carry every feature of an adapter and need not be asked for."""
     return tuple(
         target
         for target in EMITTED
-        if all(feature.support[target].status in ("works", "normalised") for feature in features)
+        if target not in _ONLY_WHEN_ASKED
+        and all(feature.support[target].status in ("works", "normalised") for feature in features)
     )
+
+
+_PLANNERS: dict[Target, Planner] = {"ollama": plan_ollama, "gguf-adapter": plan_gguf_adapter}
+
+
+def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
+    return f"{target}/{source.name} is left out: {reason}"
+
+
+def _default_targets(source: AdapterSource) -> tuple[Target, ...]:
+    allowed = allowed_targets(source.spec.features)
+    return tuple(item for item in allowed if item != "ollama" or source.gguf is not None)
 
 
 def _plan_adapter(source: AdapterSource, base: BaseSource) -> TargetPlan:
@@ -185,9 +217,12 @@ def _check_emitted(options: ReleaseOptions) -> list[LorapackError]:
 
 
 def _summarise(
-    targets: tuple[TargetPlan, ...], adapters: tuple[AdapterSource, ...], base: BaseSource
+    targets: tuple[TargetPlan, ...],
+    adapters: tuple[AdapterSource, ...],
+    base: BaseSource,
+    notes: tuple[str, ...],
 ) -> ReleasePlan:
-    merged = sum(1 for target in targets if target.target == "merged")
+    merged = sum(1 for target in targets if target.target in ("merged", "ollama"))
     read = base.index.weights_bytes * merged + sum(item.spec.weights_bytes for item in adapters)
     written = sum(target.nbytes for target in targets)
     factors = [
@@ -202,13 +237,31 @@ def _summarise(
         evidence=base.evidence,
         license=base.license,
         targets=targets,
-        notes=_notes(targets, base),
+        notes=(*notes, *_notes(targets, base)),
         output_bytes=written,
         read_bytes=read,
         peak_memory_bytes=_LIBRARIES_BYTES + _BUFFERS_BYTES + max(factors, default=0),
         behaviour_memory_bytes=truth,
-        seconds=round(written / _DISK_BYTES_PER_SECOND + 2 * written / _HASH_BYTES_PER_SECOND, 1),
+        seconds=round(
+            written / _DISK_BYTES_PER_SECOND
+            + 2 * written / _HASH_BYTES_PER_SECOND
+            + sum(map(_quantising_seconds, targets)),
+            1,
+        ),
     )
+
+
+def _quantising_seconds(target: TargetPlan) -> float:
+    """Of two threads; each type of a tensor is made once, whatever number of files it is for."""
+    if target.gguf is None:
+        return 0
+    made = {
+        (item.tensor.name, item.tensor.type): math.prod(item.tensor.shape)
+        for file in target.gguf.files
+        for item in file.tensors
+        if item.tensor.type not in PLAIN_TYPES
+    }
+    return sum(made.values()) / _QUANTISED_VALUES_PER_SECOND
 
 
 def _notes(targets: tuple[TargetPlan, ...], base: BaseSource) -> tuple[str, ...]:
@@ -223,4 +276,4 @@ def _notes(targets: tuple[TargetPlan, ...], base: BaseSource) -> tuple[str, ...]
         for target in targets
         if target.unties_head
     ]
-    return tuple(notes)
+    return (*notes, *(note for target in targets for note in gguf_notes(target)))

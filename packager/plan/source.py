@@ -6,8 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from packager.adapter import AdapterSpec
+from packager.adapter.spec import CONFIG_NAME, WEIGHTS_NAME
 from packager.base import BaseIndex
+from packager.errors import LorapackError
+from packager.gguf.general import GeneralFacts
+from packager.gguf.value import GgufKey
 from packager.manifest import Evidence
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """What a GGUF model holds besides what its configuration and weights tell.
+
+    Attributes:
+        facts: Where the model comes from.
+        keys: Of its sampling and its tokenizer, in order.
+        problems: Why there are none.
+    """
+
+    facts: GeneralFacts
+    keys: tuple[GgufKey, ...] = ()
+    problems: tuple[LorapackError, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -20,6 +39,7 @@ class AdapterSource:
         files: Tokenizer files and the like beside its weights: name → bytes.
         token_count: Largest token id of its tokenizer plus one, or None without a tokenizer.
         has_chat_template: Whether its tokenizer brings one, in a file of its own or not.
+        gguf: What a GGUF of it holds, where one is wanted.
     """
 
     name: str
@@ -27,6 +47,12 @@ class AdapterSource:
     files: Mapping[str, int]
     token_count: int | None
     has_chat_template: bool = False
+    gguf: GgufSource | None = None
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of all files of the adapter that take part in a release."""
+        return (CONFIG_NAME, WEIGHTS_NAME, *self.files)
 
 
 @dataclass(frozen=True)

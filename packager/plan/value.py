@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from packager.gguf.block import BlockType
 from packager.gguf.layout import GgufFile
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
@@ -152,6 +153,48 @@ class GgufPlan:
 
 
 @dataclass(frozen=True)
+class LoraFactor:
+    """One half of an update in a GGUF LoRA.
+
+    Attributes:
+        name: In the file.
+        shape: Row-major, as in the adapter.
+        source: Tensor name in the adapter's file.
+        scale: Factor of every value.
+        heads: Number of heads whose rows get llama.cpp's rotary order; 0 for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    scale: float = 1.0
+    heads: int = 0
+
+
+@dataclass(frozen=True)
+class GgufLoraPlan:
+    """An adapter kept separate, in GGUF.
+
+    Attributes:
+        path: Relative to the target's folder.
+        architecture: As llama.cpp names it.
+        type: Of all values.
+        keys: Metadata.
+        factors: In the order of their data.
+        data_start: First byte of the data.
+        size: Of the file in bytes.
+    """
+
+    path: str
+    architecture: str
+    type: BlockType
+    keys: tuple[GgufKey, ...]
+    factors: tuple[LoraFactor, ...]
+    data_start: int
+    size: int
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """One target of one adapter.
 
@@ -163,6 +206,7 @@ class TargetPlan:
         files: Everything but weights.
         unties_head: Whether the head is written apart from the embedding.
         gguf: Weights in GGUF, or None.
+        gguf_lora: The adapter in GGUF, or None.
     """
 
     target: Target
@@ -172,6 +216,7 @@ class TargetPlan:
     files: tuple[PlannedFile, ...]
     unties_head: bool = False
     gguf: GgufPlan | None = None
+    gguf_lora: GgufLoraPlan | None = None
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -184,6 +229,8 @@ class TargetPlan:
         weights = sum(shard.nbytes for shard in self.shards)
         if self.gguf is not None:
             weights += self.gguf.nbytes
+        if self.gguf_lora is not None:
+            weights += self.gguf_lora.size
         return weights + sum(file.size or 0 for file in self.files)
 
 

@@ -11,8 +11,10 @@ from packager.digest import differing_files, hash_files
 from packager.errors import BaseMismatchError, BundleError, output_error
 from packager.gather import Gathered, gather
 from packager.manifest import MANIFEST_NAME, AdapterRecord, BaseRecord, FileEntry, Manifest
-from packager.plan import ReleaseOptions, ReleasePlan, plan_release
+from packager.plan import ReleasePlan
+from packager.plan.choice import recall_choices
 from packager.progress import Progress
+from packager.recipe import plan_gathered
 from packager.untrusted import find_folder, resolve_inside
 from packager.verify.check import (
     ADAPTER_WEIGHTS,
@@ -105,7 +107,12 @@ def _gather_again(
 ) -> Gathered:
     folders = tuple((item.name, _find_adapter(bundle, item)) for item in manifest.adapters)
     gathered = gather(
-        folders, base=base or _base_of(manifest.base), licensed=False, progress=progress
+        folders,
+        base=base or _base_of(manifest.base),
+        licensed=False,
+        targets=tuple({item.target: None for item in manifest.targets}),
+        digests={item.name: item.digest for item in manifest.adapters},
+        progress=progress,
     )
     differing = differing_files(manifest.base.files, gathered.ref.files)
     if differing:
@@ -124,8 +131,9 @@ def _plan_again(manifest: Manifest, gathered: Gathered) -> ReleasePlan:
     plans = []
     for source in gathered.adapters:
         targets = tuple(item.target for item in manifest.targets if item.name == source.name)
-        options = ReleaseOptions(targets=targets, dtype=manifest.options.get("dtype"))
-        plans += [plan_release((source,), gathered.base, options)] if targets else []
+        options = recall_choices(manifest.options, targets, where=MANIFEST_NAME)
+        alone = replace(gathered, adapters=(source,))
+        plans += [plan_gathered(alone, options)] if targets else []
     return replace(plans[0], targets=tuple(item for plan in plans for item in plan.targets))
 
 

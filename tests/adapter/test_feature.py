@@ -117,7 +117,7 @@ def test_an_unknown_field_with_a_value_is_named_and_not_merged(value: Any) -> No
     assert (lora.name, feature.name) == ("lora", "use_something_new")
     assert {name: item.status for name, item in feature.support.items()} == {
         "adapter": "works", "merged": "not possible", "ollama": "not possible",
-        "vllm": "not possible",
+        "gguf-adapter": "not possible", "vllm": "not possible",
     }  # fmt: skip
 
 

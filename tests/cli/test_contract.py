@@ -197,7 +197,7 @@ def test_inspect_says_what_an_adapter_is(adapter: Path, base: Path) -> None:
     ]  # fmt: skip
     assert {name: item["status"] for name, item in document["targets"].items()} == {
         "adapter": "normalised", "merged": "not possible", "ollama": "not possible",
-        "vllm": "not possible",
+        "gguf-adapter": "not possible", "vllm": "not possible",
     }  # fmt: skip
     text = run("inspect", adapter).stdout
     for part in ("scale 4", "k_proj, q_proj (2 modules)", "128 parameters", "dora",

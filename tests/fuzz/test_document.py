@@ -53,7 +53,7 @@ def _plan(sources: Sources) -> str:
     spec = read_adapter(sources.adapter)
     shown = _render(inspect_document(spec, read_lock(sources.adapter), None))
     request = ReleaseRequest(((None, sources.adapter),), Path("out"), base=str(sources.base))
-    _, plan = plan_request(request, Silent())
+    plan = plan_request(request, Silent()).plan
     text = render_plan(plan)
     assert parse_plan(text, where="here") == plan
     return shown + text + render_plan_text(plan)

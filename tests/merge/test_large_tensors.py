@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from packager.digest import hash_file
-from packager.emit import write_target
+from packager.emit.making import Making
+from packager.emit.target import write_target
 from packager.gather import gather
 from packager.plan import ReleaseOptions, plan_release
 from packager.progress import Silent
@@ -87,7 +88,9 @@ def test_every_element_is_what_was_meant(sources: Path, tmp_path: Path, dtype: s
     gathered = gather((("a", sources / "adapter"),), base=str(sources / "base"), progress=Silent())
     options = ReleaseOptions(targets=("merged",), dtype=dtype, max_shard_bytes=40_000_000)
     (target,) = plan_release(gathered.adapters, gathered.base, options).targets
-    written = {entry.path: entry for entry in write_target(tmp_path, target, gathered, Silent())}
+    written = {
+        entry.path: entry for entry in write_target(tmp_path, target, gathered, Making(), Silent())
+    }
     base = load_file(sources / "base/model.safetensors")
     merged = read_tensors(tmp_path)
     assert set(merged) == {*base, "lm_head.weight"}

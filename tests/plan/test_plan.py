@@ -272,7 +272,7 @@ def test_every_problem_is_shown_together(base: Path, tmp_path: Path) -> None:
     )
     write_tokenizer(crowded, 17)
     dora = write_adapter(tmp_path / "dora", use_dora=True)
-    options = ReleaseOptions(targets=("merged", "ollama"))
+    options = ReleaseOptions(targets=("merged", "ollama", "vllm"))
     gathered = gather((("a/b", crowded), ("two", dora), ("two", dora)), base=str(base),
                       progress=Silent())  # fmt: skip
     with pytest.raises(RejectedPlanError) as caught:
@@ -287,7 +287,7 @@ def test_every_problem_is_shown_together(base: Path, tmp_path: Path) -> None:
         (AdapterError, "has another width than the base"),
         (AdapterError, "adapter_config.json does not select them"),
         (UnsupportedFeatureError, "feature 'dora'"),
-        (UnsupportedFeatureError, "does not write target 'ollama'"),
+        (UnsupportedFeatureError, "does not write target 'vllm'"),
     ):
         assert any(item is kind and part in line for item, line in found), part
     assert all(item.hint for item in caught.value.problems)
@@ -521,7 +521,7 @@ def test_a_size_is_read(given_text: str, wanted: int) -> None:
     "given_text", ["", "5", "999999", "-5GB", "5XB", "GB", "1e9", "inf", "NaN", "9" * 400 + "TB"]
 )
 def test_what_is_no_size_is_refused(given_text: str) -> None:
-    with pytest.raises(LorapackError, match="not a shard size"):
+    with pytest.raises(LorapackError, match="not a size of a file"):
         parse_size(given_text)
 
 

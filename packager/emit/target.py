@@ -9,6 +9,9 @@ from pathlib import Path
 from packager.basecopy import check_base_copies
 from packager.bundle import copy_new, write_text
 from packager.digest import hash_file
+from packager.emit.making import Making
+from packager.emit.ollama import render_recipes, write_models
+from packager.filekind import CARD_NAME
 from packager.gather import Gathered
 from packager.lock import LOCK_NAME, make_lock, read_lock, render_lock
 from packager.manifest import FileEntry
@@ -17,6 +20,7 @@ from packager.obligation import notice_text
 from packager.plan import AdapterSource, PlannedFile, TargetPlan
 from packager.plan.layout import INDEX_NAME, NOTICE_NAME
 from packager.progress import Progress
+from packager.sinks.ggufadapter import write_gguf_lora
 from packager.sinks.peft import (
     render_folded_config,
     render_pinned_config,
@@ -26,11 +30,9 @@ from packager.sinks.safetensors import SafetensorsSink, render_index
 from packager.stream import adapter_tensors, check_finite, stream_tensors
 from packager.untrusted import resolve_inside
 
-CARD_NAME = "README.md"
-
 
 def write_target(
-    folder: Path, target: TargetPlan, gathered: Gathered, progress: Progress
+    folder: Path, target: TargetPlan, gathered: Gathered, making: Making, progress: Progress
 ) -> Iterator[FileEntry]:
     """Writes everything of a target but its card, which needs the figures of the proof.
 
@@ -38,6 +40,7 @@ def write_target(
         folder: Of the target; it exists and is empty.
         target: Its plan.
         gathered: The sources.
+        making: What else it depends on.
         progress: Told of bytes.
 
     Yields:
@@ -51,13 +54,27 @@ def write_target(
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
     check_base_copies(source, gathered.base.index)
+    texts: dict[str, str] = {}
     if target.shards:
         yield from _write_weights(folder, target, gathered, progress)
+    elif target.gguf is not None:
+        models = write_models(
+            folder, target, gathered,
+            threads=making.threads, imatrix=making.imatrix, progress=progress,
+        )  # fmt: skip
+        yield from models
+        by_path = {entry.path: entry for entry in models}
+        texts = render_recipes(target, by_path, gathered, making.options)
+    elif target.gguf_lora is not None:
+        yield write_gguf_lora(folder, target.gguf_lora, {t.name: t for t in source.spec.tensors})
     else:
         check_finite(source.spec.tensors)
     for file in target.files:
-        if file.path != CARD_NAME:
+        if file.path in texts:
+            write_text(folder / file.path, texts[file.path])
+        elif file.path != CARD_NAME:
             _write_file(folder, file, target, source, gathered)
+        if file.path != CARD_NAME:
             yield file_entry(folder, file.path)
 
 

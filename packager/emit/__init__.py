@@ -1,0 +1,1 @@
+"""Writing one planned target into its folder."""

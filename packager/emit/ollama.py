@@ -1,0 +1,86 @@
+"""The files of GGUF targets: models with all that Ollama is told about them, and LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packager.gather import Gathered
+from packager.manifest import FileEntry
+from packager.modelfile import render_create, render_modelfile
+from packager.plan import ReleaseOptions, TargetPlan
+from packager.plan.gguf import map_source
+from packager.progress import Progress
+from packager.quantise import WeightSources, write_gguf
+from packager.recipe import find_quants, make_recipe
+from packager.stream import adapter_tensors
+
+if TYPE_CHECKING:
+    from packager.gguf.imatrix import Imatrix
+
+
+def write_models(
+    folder: Path,
+    target: TargetPlan,
+    gathered: Gathered,
+    *,
+    threads: int,
+    imatrix: Imatrix | None,
+    progress: Progress,
+) -> tuple[FileEntry, ...]:
+    """Writes every GGUF file of a target in one pass over base and adapter.
+
+    Raises:
+        AdapterError: NaN or infinity in the adapter or the result.
+        InputError: A source file cannot be read.
+        OutputError: The disk is full or fails.
+    """
+    from packager.gguf.imatrix import fitting_weights
+
+    assert target.gguf is not None
+    source = next(item for item in gathered.adapters if item.name == target.name)
+    model = map_source(source, gathered.base.index)
+    sources = WeightSources(
+        {tensor.name: tensor for tensor in target.gguf.merged},
+        gathered.base.index.tensors,
+        adapter_tensors({source.name: source.spec.tensors}),
+    )
+    quants = ", ".join(find_quants(target))
+    progress.stage(f"quantise {target.name}: {quants}"[:60], target.gguf.nbytes)
+    return write_gguf(
+        folder,
+        model,
+        target.gguf.files,
+        sources,
+        threads=threads,
+        progress=progress,
+        importance=None if imatrix is None else fitting_weights(imatrix, model),
+    )
+
+
+def render_recipes(
+    target: TargetPlan,
+    written: Mapping[str, FileEntry],
+    gathered: Gathered,
+    options: ReleaseOptions,
+) -> dict[str, str]:
+    """Returns every Modelfile and request of a target by file name.
+
+    Args:
+        target: Its plan.
+        written: The GGUF files by path, with their digests.
+        gathered: The sources.
+        options: What a user chose.
+    """
+    texts: dict[str, str] = {}
+    planned = {file.path for file in target.files}
+    for quant, paths in find_quants(target).items():
+        recipe = make_recipe(target, quant, gathered, options)
+        digests = {path: f"sha256:{written[path].sha256}" for path in paths}
+        first = not texts
+        for middle in ("", f".{quant}") if first else (f".{quant}",):
+            texts[f"create{middle}.json"] = render_create(recipe, digests)
+            if f"Modelfile{middle}" in planned:
+                texts[f"Modelfile{middle}"] = render_modelfile(recipe)
+    return texts

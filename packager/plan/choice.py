@@ -1,0 +1,84 @@
+"""Choices as a manifest keeps them, so that a bundle is planned again as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import get_args
+
+from packager.errors import BundleError, InputError
+from packager.gguf.mixture import parse_quant
+from packager.gguf.value import GgufKey
+from packager.manifest import Target
+from packager.plan.option import DEFAULT_QUANTS, LoraType, ReleaseOptions
+from packager.record import build_record
+
+_MAX_BYTES = 1 << 60
+
+
+def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, str]:
+    """Returns what a plan of these targets depends on, as a manifest keeps it."""
+    choices = {"dtype": options.dtype or ""}
+    if "ollama" in targets:
+        keys = options.imatrix_keys
+        choices |= {
+            "quants": ",".join(options.quants),
+            "max_gguf_bytes": str(options.max_gguf_bytes or ""),
+            "imatrix_keys": "" if keys is None else json.dumps([asdict(key) for key in keys]),
+            "system": options.system,
+        }
+    if "gguf-adapter" in targets:
+        choices["adapter_type"] = options.adapter_type
+    return {name: text for name, text in choices.items() if text}
+
+
+def recall_choices(
+    choices: Mapping[str, str], targets: tuple[Target, ...], *, where: str
+) -> ReleaseOptions:
+    """Returns the options that `record_choices` was given, for these targets.
+
+    Raises:
+        BundleError: A choice is not one.
+    """
+    try:
+        return ReleaseOptions(
+            targets=targets,
+            dtype=choices.get("dtype"),
+            quants=tuple(map(parse_quant, choices["quants"].split(",")))
+            if "quants" in choices
+            else DEFAULT_QUANTS,
+            max_gguf_bytes=_count(choices.get("max_gguf_bytes")),
+            imatrix_keys=_keys(choices.get("imatrix_keys")),
+            adapter_type=_adapter_type(choices.get("adapter_type", "F32")),
+            system=choices.get("system", ""),
+        )
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise BundleError(
+            "the manifest is damaged",
+            where=where,
+            expected="options as a release writes them",
+            found=str(problem)[:200],
+            hint="copy the bundle again, or release it again",
+        ) from problem
+
+
+def _count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < _MAX_BYTES:
+        raise ValueError(f"max_gguf_bytes {text[:40]!r}")
+    return int(text)
+
+
+def _keys(text: str | None) -> tuple[GgufKey, ...] | None:
+    if text is None:
+        return None
+    return tuple(build_record(GgufKey, item) for item in json.loads(text))
+
+
+def _adapter_type(text: str) -> LoraType:
+    for known in get_args(LoraType):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"adapter_type {text[:40]!r}")
