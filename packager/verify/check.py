@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from packager import __version__
 from packager.adapter import AdapterSpec, read_adapter
@@ -25,22 +29,27 @@ from packager.progress import Progress, Silent
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.stream import adapter_tensors
 from packager.verify.files import check_files
-from packager.verify.memory import available_bytes, behaviour_bytes
+from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
+from packager.verify.memory import available_bytes, behaviour_bytes, llama_bytes
 from packager.verify.proof import (
     LEVELS,
     SCHEMA_VERSION,
-    BehaviourCheck,
     FilesCheck,
     Level,
     Proof,
     TargetProof,
     WeightsCheck,
 )
+from packager.verify.reference import References
+from packager.verify.truthrows import TruthSources
 from packager.verify.weights import Sources, check_folded, check_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub")
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "xllamacpp")
 _CAUSAL = (None, "CAUSAL_LM")
+_BYTES_OF_A_VALUE = 16
+"""Recomputing a value of a GGUF file, which quantises it twice, takes as long as recomputing so
+many bytes of safetensors."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class ProofRequest:
         levels: Which levels to run.
         sample_bytes: As of `check_weights`.
         why_not: Level → why it was not asked for.
+        importance: Tensor name → weight of each column, as given to the writer of GGUF.
     """
 
     bundle: Path
@@ -64,6 +74,7 @@ class ProofRequest:
     levels: tuple[Level, ...] = LEVELS
     sample_bytes: int | None = None
     why_not: dict[str, str] | None = None
+    importance: Mapping[str, NDArray[np.float32]] | None = None
 
 
 def prove(request: ProofRequest, progress: Progress) -> Proof:
@@ -73,13 +84,17 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         LorapackError: A source cannot be read, or an artefact cannot be loaded at all.
     """
     gathered = request.gathered
-    with ThreadPoolExecutor(1, thread_name_prefix="files") as pool:
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="files") as pool,
+        References(gathered, _Steps(progress)) as references,
+    ):
         files = pool.submit(_check_all_files, request, progress)
         if request.sample_bytes is None:
             files.result()
         # A sample is recomputed while files are read: one waits for the disk, one for the cores.
         targets = tuple(
-            _prove_target(request, target, files, progress) for target in request.plan.targets
+            _prove_target(request, target, files, references, progress)
+            for target in request.plan.targets
         )
     return Proof(
         schema_version=SCHEMA_VERSION,
@@ -137,26 +152,29 @@ def _prove_target(
     request: ProofRequest,
     target: TargetPlan,
     files: Future[FilesCheck | None],
+    references: References,
     progress: Progress,
 ) -> TargetProof:
     skipped: dict[str, str] = {
         level: "not asked for" for level in LEVELS if level not in request.levels
     }
     skipped.update(request.why_not or {})
-    weights: WeightsCheck | None = None
-    behaviour: BehaviourCheck | None = None
+    start = TargetProof(
+        target.target, target.name, None, None, None, skipped, list_variants(target)
+    )
+    proof = start
     failure: LorapackError | None = None
     if "weights" in request.levels and not (files.done() and _is_broken(request, target, files)):
         try:
             # A sample is taken while the files have the bar.
             shown = progress if request.sample_bytes is None else Silent()
-            weights = _check_target_weights(request, target, shown)
+            proof = _prove_weights(request, target, proof, shown)
         except LorapackError as problem:
             failure = problem
     own = _files_of(target, request.entries, files.result())
     broken = _is_broken(request, target, files)
     if broken:
-        weights = None
+        proof = start
         skipped.update(dict.fromkeys(("weights", "behaviour"), "the files are not as released"))
     elif failure is not None:
         raise failure
@@ -165,8 +183,8 @@ def _prove_target(
         if reason:
             skipped["behaviour"] = reason
         else:
-            behaviour = _check_target_behaviour(request, target, progress)
-    return TargetProof(target.target, target.name, own, weights, behaviour, skipped)
+            proof = _prove_behaviour(request, target, proof, references, progress)
+    return replace(proof, files=own)
 
 
 def _is_broken(request: ProofRequest, target: TargetPlan, files: Future[FilesCheck | None]) -> bool:
@@ -186,23 +204,34 @@ def _files_of(
     return FilesCheck(len(own), sum(entry.size for entry in own), tuple(problems))
 
 
-def _check_target_weights(
-    request: ProofRequest, target: TargetPlan, progress: Progress
-) -> WeightsCheck:
+def _prove_weights(
+    request: ProofRequest, target: TargetPlan, proof: TargetProof, progress: Progress
+) -> TargetProof:
     source = _source_of(request, target)
     folder = request.bundle / target.path
     if target.target == "adapter":
-        return _check_adapter(source, folder)
+        return replace(proof, weights=_check_adapter(source, folder))
+    index = request.gathered.base.index
     tensors = adapter_tensors({source.name: source.spec.tensors})
-    sources = Sources(request.gathered.base.index, tensors)
     progress.stage("recompute weights", target.nbytes)
-    return check_weights(
+    if target.gguf is not None:
+        return prove_blocks(
+            proof,
+            target.gguf,
+            folder,
+            TruthSources(index.tensors, tensors),
+            importance=request.importance,
+            sample_values=request.sample_bytes and request.sample_bytes // _BYTES_OF_A_VALUE,
+            on_bytes=progress.advance,
+        )
+    check = check_weights(
         target.tensors,
         read_base(folder),
-        sources,
+        Sources(index, tensors),
         sample_bytes=request.sample_bytes,
         on_bytes=progress.advance,
     )
+    return replace(proof, weights=check)
 
 
 def _check_adapter(source: AdapterSource, folder: Path) -> WeightsCheck:
@@ -242,6 +271,9 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
         return "only causal language models are compared"
     rows = index.embedding.shape[0] if index.embedding is not None else 0
     needed, free = behaviour_bytes(index.parameter_count, rows), available_bytes()
+    if target.gguf is not None:
+        largest = max(variant.total_bytes for variant in list_variants(target))
+        needed = max(needed, llama_bytes(largest, rows))
     if needed > free:
         return (
             f"needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free; "
@@ -250,22 +282,21 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
     return ""
 
 
-def _check_target_behaviour(
-    request: ProofRequest, target: TargetPlan, progress: Progress
-) -> BehaviourCheck:
-    from packager.verify.behaviour import check_merged, measure_truth
+def _prove_behaviour(
+    request: ProofRequest,
+    target: TargetPlan,
+    proof: TargetProof,
+    references: References,
+    progress: Progress,
+) -> TargetProof:
+    from packager.verify.behaviour import check_merged
 
-    source = _source_of(request, target)
-    folder = request.bundle / target.path
-    has_tokenizer = bool(source.files) or (folder / "tokenizer_config.json").exists()
-    report = _Steps(progress)
-    with measure_truth(
-        request.gathered.ref.directory,
-        source.spec.directory,
-        folder if has_tokenizer else None,
-        progress=report,
-    ) as truth:
-        return check_merged(truth, folder, progress=report)
+    folder, report = request.bundle / target.path, _Steps(progress)
+    truth, tokenizer = references.find(_source_of(request, target))
+    if target.gguf is not None:
+        parameters = request.gathered.base.index.parameter_count
+        return prove_models(proof, folder, truth, tokenizer, parameters=parameters, progress=report)
+    return replace(proof, behaviour=check_merged(truth, folder, progress=report))
 
 
 def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:

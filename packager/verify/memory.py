@@ -30,6 +30,20 @@ def behaviour_bytes(parameter_count: int, vocabulary: int) -> int:
     return weights + weights // 10 + _ROWS * vocabulary * _ROW_BYTES + _RUNTIME_BYTES
 
 
+def llama_bytes(file_bytes: int, vocabulary: int) -> int:
+    """Estimates the peak memory of comparing a GGUF file with a truth, in bytes.
+
+    llama.cpp maps the file, and repacks most of its blocks into memory of its own where the
+    processor has use for that; it keeps the logits of one passage. This process works on them as
+    it does on those of a merged model.
+
+    Args:
+        file_bytes: Of all files of the model.
+        vocabulary: Width of the logits.
+    """
+    return 2 * file_bytes + _ROWS * vocabulary * (4 + _ROW_BYTES) + _RUNTIME_BYTES
+
+
 def available_bytes(
     *,
     meminfo: Path = Path("/proc/meminfo"),

@@ -187,7 +187,7 @@ def _check_kept(
         else:
             truth = wanted.double()
             error = (found.double() - truth).abs()
-            same = bool((error <= 0.5 * _unit(truth, tensor.dtype) * (1 + 1e-9)).all())
+            same = bool((error <= 0.5 * unit_of(truth, tensor.dtype) * (1 + 1e-9)).all())
         if not same:
             end = min(first + count, rows)
             return f"{tensor.name} differs from the base in rows {first} to {end - 1}"
@@ -243,7 +243,7 @@ def _compare_block(
     for item in factors:
         delta.addmm_(item.lora_b[rows], item.lora_a, alpha=item.scale)
     truth = base + delta
-    unit = _unit(truth, dtype)
+    unit = unit_of(truth, dtype)
     error = found.sub_(truth)
     sums.base += _square_sum(base)
     sums.delta += _square_sum(delta)
@@ -254,7 +254,7 @@ def _compare_block(
         sums.worst = max(sums.worst, worst)
         return
     # Where base and delta cancel, the result has a finer last place than what was added.
-    coarse = float((error / _unit(torch.maximum(base.abs(), truth.abs()), dtype)).max())
+    coarse = float((error / unit_of(torch.maximum(base.abs(), truth.abs()), dtype)).max())
     sums.worst = max(sums.worst, coarse) if math.isfinite(coarse) else math.inf
     bad = ~(error <= 0.5 * unit + _accumulation(base, factors, rows, dtype))  # catches NaN too
     if sums.bad_row is None and bool(bad.any()):
@@ -280,7 +280,7 @@ def _accumulation(base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype
     return magnitude.mul_(terms * precision)
 
 
-def _unit(values: Tensor, dtype: str) -> Tensor:
+def unit_of(values: Tensor, dtype: str) -> Tensor:
     """One unit in the last place of `dtype` at each value.
 
     The exponent bits of a float64, taken alone, are the power of two below its magnitude.
@@ -338,7 +338,7 @@ def _check_folded_module(trained: LoraModule, folded: LoraModule) -> list[str]:
         if fits:
             padded = torch.zeros_like(found)
             padded[: wanted.shape[0], : wanted.shape[1]] = wanted
-            fits = bool(((found - padded).abs() <= 0.5 * _unit(padded, "F32")).all())
+            fits = bool(((found - padded).abs() <= 0.5 * unit_of(padded, "F32")).all())
         if not fits:
             problems.append(f"{ref.name} of the normalised form is not the scaled original")
     return problems

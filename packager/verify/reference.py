@@ -1,0 +1,103 @@
+"""The truth of each adapter, measured once and used for every target made from it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from packager.errors import output_error
+from packager.gather import Gathered
+from packager.plan import AdapterSource
+from packager.plan.layout import tokenizer_files
+from packager.untrusted import resolve_inside
+
+if TYPE_CHECKING:
+    from packager.verify.behaviour import OnStep, Truth
+
+_CONFIGS = ("config.json", "generation_config.json")
+
+
+class References:
+    """Measures truths as they are asked for. A context manager; it keeps one adapter's at a time.
+
+    Args:
+        gathered: The sources.
+        progress: Told about steps.
+    """
+
+    def __init__(self, gathered: Gathered, progress: OnStep) -> None:
+        self._gathered = gathered
+        self._progress = progress
+        self._stack = ExitStack()
+        self._name: str | None = None
+        self._found: tuple[Truth, Path | None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def find(self, source: AdapterSource) -> tuple[Truth, Path | None]:
+        """Returns the truth of an adapter, and the folder of its tokenizer, or None without one.
+
+        Raises:
+            LorapackError: As of `measure_truth`.
+        """
+        from packager.verify.behaviour import measure_truth
+
+        if self._found is None or self._name != source.name:
+            self._stack.close()
+            self._found = None
+            folder = self._stack.enter_context(tokenizer_folder(source, self._gathered))
+            truth = measure_truth(
+                self._gathered.ref.directory,
+                source.spec.directory,
+                folder,
+                progress=self._progress,
+            )
+            self._found = (self._stack.enter_context(truth), folder)
+            self._name = source.name
+        return self._found
+
+
+@contextmanager
+def tokenizer_folder(source: AdapterSource, gathered: Gathered) -> Iterator[Path | None]:
+    """Gives a release's tokenizer a folder of its own: the adapter's, else the base's.
+
+    Yields:
+        The folder, with the configuration of the base, or None where there is no tokenizer.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    roots = {"adapter": source.spec.directory, "base": gathered.ref.directory}
+    files = tokenizer_files(source, gathered.base)
+    if not source.files and all(file.path != "tokenizer_config.json" for file in files):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="lorapack-tokenizer-") as name:
+        folder = Path(name)
+        try:
+            for file in files:
+                root = roots[file.origin]
+                place = folder / file.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(resolve_inside(root, file.path, where=str(root)), place)
+            for config in _CONFIGS:
+                if config in gathered.base.files:
+                    root = gathered.ref.directory
+                    shutil.copyfile(resolve_inside(root, config, where=str(root)), folder / config)
+        except OSError as problem:
+            raise output_error(problem, folder) from problem
+        yield folder
