@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import signal
 import sys
 from types import FrameType
@@ -13,6 +14,7 @@ from packager.cli.main import Interrupted, lorapack
 def main() -> None:
     """Runs `lorapack` and leaves with its exit code: 0 done, 1 known failure, 2 usage."""
     _write_utf8()
+    _mute_libraries()
     _clean_up_on_signals()
     sys.exit(lorapack.main(prog_name="lorapack", standalone_mode=True))
 
@@ -22,6 +24,12 @@ def _write_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _mute_libraries() -> None:
+    """Keeps warnings that libraries log to nobody in particular, as bitsandbytes does, off stderr."""
+    if logging.lastResort is not None:
+        logging.lastResort.setLevel(logging.ERROR)
 
 
 def _clean_up_on_signals() -> None:

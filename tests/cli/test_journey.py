@@ -83,6 +83,7 @@ def test_no_progress_bar_is_drawn_into_a_pipe(journey: Journey, command: str) ->
     assert "\r" not in err
     assert "%|" not in err
     assert "it/s" not in err
+    assert all(line.startswith(("note: ", "warning: ")) for line in err.splitlines()), err
 
 
 def test_names_survive_into_every_document(journey: Journey) -> None:
