@@ -68,7 +68,10 @@ class _Table:
         count = model.vocab_size()
         if count > rows:
             raise too_large(files.where("tokenizer.model"), rows, f"{count} pieces")
-        self.tokens = [model.IdToPiece(index) for index in range(count)]
+        try:
+            self.tokens = [model.IdToPiece(index) for index in range(count)]
+        except UnicodeDecodeError as problem:
+            raise files.error("tokenizer.model", "pieces in UTF-8", str(problem)) from problem
         self.scores = [float(model.GetScore(index)) for index in range(count)]
         self.types = [_type(model, index) for index in range(count)]
         self.tokens += [f"[PAD{index}]" for index in range(count, rows)]
@@ -104,7 +107,7 @@ def _open(files: TokenizerFiles) -> Any:
     model = SentencePieceProcessor()
     try:
         loaded = bool(files.pieces) and model.LoadFromSerializedProto(files.pieces or b"")
-    except (RuntimeError, OSError) as problem:
+    except (RuntimeError, OSError, UnicodeDecodeError) as problem:
         raise files.error("tokenizer.model", "a SentencePiece model", str(problem)) from problem
     if not loaded:
         raise files.error("tokenizer.model", "a SentencePiece model", "nothing")

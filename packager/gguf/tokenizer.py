@@ -12,13 +12,12 @@ from packager.gguf.family import Family, SpacePrefix
 from packager.gguf.piece import read_phi_pieces, read_pieces
 from packager.gguf.pretokenizer import name_pretokenizer
 from packager.gguf.special import merge_keys, special_keys, template_keys
+from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
 from packager.gguf.tokenizerfile import TokenizerFiles, list_tokenizer_files
 from packager.gguf.value import GgufKey
 from packager.gguf.vocabulary import (
     Vocabulary,
-    check_encodings,
     is_llama_document,
-    open_tokenizer,
     read_bpe,
     read_llama_document,
 )

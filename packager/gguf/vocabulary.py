@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from packager.errors import InputError
-from packager.gguf.pretokenizer import CHECK_TEXT
-from packager.gguf.tokenizerfile import TokenizerFiles, added_tokens, token_text
+from packager.gguf.tokenizerdocument import OpenedTokenizer, special_texts
+from packager.gguf.tokenizerfile import TokenizerFiles
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens. Source: llama.cpp 0c1e57098, gguf-py/gguf/constants.py, `TokenType`."""
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Source: llama.cpp 0c1e57098, conversion/base.py, `does_token_look_special`.
 _LOOK_SPECIAL = {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
 
@@ -45,76 +42,7 @@ def looks_special(token: str) -> bool:
     )
 
 
-def open_tokenizer(files: TokenizerFiles) -> Any:
-    """Opens `tokenizer.json` with the `tokenizers` library, with the tokens of its configuration.
-
-    Source: transformers 5.x, tokenization_utils_tokenizers.py: added tokens of the configuration,
-    and special tokens that it names, join those of the file.
-
-    Raises:
-        InputError: There is no such file, or the library does not take it.
-    """
-    from tokenizers import AddedToken, Tokenizer
-
-    if files.document_bytes is None or files.document is None:
-        raise InputError(
-            "the tokenizer has no tokenizer.json",
-            where=", ".join(files.paths) or "the tokenizer's files",
-            expected="tokenizer.json",
-            hint="load it with transformers and save it again with save_pretrained",
-        )
-    try:
-        tokenizer = Tokenizer.from_buffer(files.document_bytes)
-    except Exception as problem:  # The library raises no class of its own.
-        raise files.error(
-            "tokenizer.json", "a file that the tokenizers library opens", str(problem)
-        ) from problem
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    for _, token in sorted(added_tokens(files).items()):
-        stated = {name: token[name] for name in flags if isinstance(token.get(name), bool)}
-        tokenizer.add_tokens([AddedToken(token["content"], **stated)])
-    for text in special_texts(files):
-        if tokenizer.token_to_id(text) is None:
-            tokenizer.add_tokens([AddedToken(text, special=True, normalized=False)])
-    return tokenizer
-
-
-def special_texts(files: TokenizerFiles) -> list[str]:
-    """Returns the special tokens that the configuration names, in its order of kinds."""
-    config = files.config or {}
-    entries = [config.get(f"{name}_token") for name in _NAMED]
-    for name in ("extra_special_tokens", "additional_special_tokens"):
-        listed = config.get(name)
-        if isinstance(listed, dict):
-            listed = list(listed.values())
-        entries += listed if isinstance(listed, list) else []
-    texts = (token_text(entry) for entry in entries)
-    return list(dict.fromkeys(text for text in texts if text))
-
-
-def check_encodings(tokenizer: Any, files: TokenizerFiles) -> Iterator[list[int]]:
-    """Yields token ids of `CHECK_TEXT`: as transformers gives them, then with other ends.
-
-    A tokenizer that was saved with or without a first token splits text as before.
-
-    Source: transformers 5.x, tokenization_utils_tokenizers.py, `update_post_processor`.
-    """
-    config = files.config or {}
-    inner = list(tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids)
-    whole = list(tokenizer.encode(CHECK_TEXT).ids)
-    first, last = (_end_ids(tokenizer, config, name) for name in ("bos", "eos"))
-    if "add_bos_token" in config or "add_eos_token" in config:
-        before = first if config.get("add_bos_token") is True else []
-        after = last if config.get("add_eos_token") is True else []
-        yield [*before, *inner, *after]
-    yield whole
-    yield inner
-    yield [*first, *inner]
-
-
-def read_bpe(tokenizer: Any, rows: int, where: str) -> Vocabulary:
+def read_bpe(tokenizer: OpenedTokenizer, rows: int, where: str) -> Vocabulary:
     """Returns the tokens of a byte-level BPE tokenizer, one for each row of the embedding.
 
     Source: llama.cpp 0c1e57098, conversion/base.py, `get_vocab_base`.
@@ -127,16 +55,15 @@ def read_bpe(tokenizer: Any, rows: int, where: str) -> Vocabulary:
     Raises:
         InputError: A token has no row.
     """
-    texts = _texts(tokenizer, rows, where)
-    added = tokenizer.get_added_tokens_decoder()
+    _check_rows(tokenizer, rows, where)
     tokens, types = [], []
     for index in range(rows):
-        text = texts.get(index)
+        text = tokenizer.texts.get(index)
         kind = NORMAL
         if text is None:
             text, kind = f"[PAD{index}]", UNUSED
-        elif index in added:
-            text, kind = _added(tokenizer, added[index], text)
+        elif index in tokenizer.added:
+            text, kind = _added(*tokenizer.added[index])
         tokens.append(text)
         types.append(kind)
     return Vocabulary(tuple(tokens), tuple(types))
@@ -158,7 +85,7 @@ def is_llama_document(files: TokenizerFiles) -> bool:
     )
 
 
-def read_llama_document(tokenizer: Any, files: TokenizerFiles, rows: int) -> Vocabulary:
+def read_llama_document(tokenizer: OpenedTokenizer, files: TokenizerFiles, rows: int) -> Vocabulary:
     """Returns the tokens of such a file; their scores are lost, so all have the same.
 
     Rows without a token are filled up: llama.cpp takes no embedding that is longer.
@@ -168,21 +95,20 @@ def read_llama_document(tokenizer: Any, files: TokenizerFiles, rows: int) -> Voc
     Raises:
         InputError: A token has no row.
     """
-    texts = _texts(tokenizer, rows, files.where("tokenizer.json"))
+    _check_rows(tokenizer, rows, files.where("tokenizer.json"))
     special = set(special_texts(files))
-    base = tokenizer.get_vocab_size(with_added_tokens=False)
     tokens, types = [], []
     for index in range(rows):
-        text = texts.get(index)
+        text = tokenizer.texts.get(index)
         tokens.append(f"[PAD{index}]" if text is None else text)
         if text is None:
             types.append(UNUSED)
-        elif index < base and _BYTE.fullmatch(text):
+        elif index < tokenizer.base and _BYTE.fullmatch(text):
             types.append(BYTE)
         elif text in special:
             types.append(CONTROL)
         else:
-            types.append(NORMAL if index < base else USER_DEFINED)
+            types.append(NORMAL if index < tokenizer.base else USER_DEFINED)
     return Vocabulary(tuple(tokens), tuple(types), (-1000.0,) * rows)
 
 
@@ -197,24 +123,13 @@ def too_large(where: str, rows: int, found: str) -> InputError:
     )
 
 
-def _texts(tokenizer: Any, rows: int, where: str) -> dict[int, str]:
-    texts = {index: text for text, index in tokenizer.get_vocab(with_added_tokens=True).items()}
-    if texts and max(texts) >= rows:
-        beyond = min(index for index in texts if index >= rows)
-        raise too_large(where, rows, f"{texts[beyond]!r} with id {beyond}"[:200])
-    return texts
+def _check_rows(tokenizer: OpenedTokenizer, rows: int, where: str) -> None:
+    beyond = min((index for index in tokenizer.texts if index >= rows), default=None)
+    if beyond is not None:
+        raise too_large(where, rows, f"{tokenizer.texts[beyond]!r} with id {beyond}"[:200])
 
 
-def _added(tokenizer: Any, token: Any, text: str) -> tuple[str, int]:
-    if not token.normalized:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        text = tokenizer.decode(ids, skip_special_tokens=False)
-    if token.special or looks_special(text):
+def _added(text: str, special: bool) -> tuple[str, int]:
+    if special or looks_special(text):
         return text, CONTROL
     return text.replace("▁", " "), USER_DEFINED
-
-
-def _end_ids(tokenizer: Any, config: dict[str, Any], name: str) -> list[int]:
-    text = token_text(config.get(f"{name}_token"))
-    index = tokenizer.token_to_id(text) if text else None
-    return [] if index is None else [index]

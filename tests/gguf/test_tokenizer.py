@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from packager.gguf import pretokenizer
 from packager.gguf.tokenizer import read_tokenizer_keys
+from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
 from packager.gguf.tokenizerfile import list_tokenizer_files
-from packager.gguf.vocabulary import check_encodings, open_tokenizer
 from tests import llamacpp_source, models
 from tests.gguf.cases import CASES
 from tests.gguf.conftest import TEST_PRE, Converted

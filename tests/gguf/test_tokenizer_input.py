@@ -116,7 +116,24 @@ def test_link_that_leads_outside_is_refused(tmp_path: Path, bpe: Path) -> None:
         read_tokenizer_keys(folder, _LLAMA, 400)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x0a", b"\xff" * 64, b"\n\x05\n\x03<s>"])
+def _piece(text: bytes, kind: int) -> bytes:
+    """Returns one entry of a SentencePiece model: text, score 0 and type."""
+    body = b"\n" + bytes([len(text)]) + text + b"\x15\x00\x00\x00\x00\x18" + bytes([kind])
+    return b"\n" + bytes([len(body)]) + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x0a",
+        b"\xff" * 64,
+        _piece(b"<s>", 1),
+        _piece(b"<unk>", 2) + _piece(b"\xff\xfe", 1),
+        _piece(b"<unk>", 2) + _piece(b"a\x00b", 1),
+        _piece(b"<unk>", 2) + _piece(b"\xff", 1) + _piece(b"\xff", 1),
+    ],
+)
 def test_damaged_pieces_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(InputError) as caught:
@@ -147,6 +164,17 @@ _DAMAGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "pre-tokenizer": (
         "tokenizer.json",
         lambda file: file.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}}),
+    ),
+    # The library panics at these two.
+    "charsmap": (
+        "tokenizer.json",
+        lambda file: file.update(
+            normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+        ),
+    ),
+    "prepend": (
+        "tokenizer.json",
+        lambda file: file.update(normalizer={"type": "Prepend", "prepend": ""}),
     ),
     "added list": (
         "tokenizer_config.json",
