@@ -67,7 +67,7 @@ def write_gguf(
         files: Planned files of all quantisations.
         sources: The merged weights.
         threads: That quantise, at least 1.
-        progress: Told of bytes written.
+        progress: Told of bytes written, of all files together.
         importance: Weights of columns, or None.
 
     Returns:
@@ -80,12 +80,12 @@ def write_gguf(
     """
     sink = GgufSink(folder, model, files)
     try:
+        progress.advance(sum(file.data_start for file in files))
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="quantise"))
             stack.enter_context(single_threaded_torch())
             for parts in _quantised(pool, threads, model, files, sources, importance or {}):
-                sink.add(parts)
-                progress.advance(sum(len(part) for part in parts.values()))
+                progress.advance(sink.add(parts))
         return sink.finish()
     except BaseException:
         sink.abort()

@@ -39,15 +39,17 @@ class GgufSink:
             self.abort()
             raise
 
-    def add(self, parts: Mapping[BlockType, memoryview]) -> None:
+    def add(self, parts: Mapping[BlockType, memoryview]) -> int:
         """Writes the next block of rows, in each of its types, to every quantisation.
+
+        Returns:
+            Bytes that the files grew by.
 
         Raises:
             OutputError: The disk is full or cannot be written.
         """
         with _output_errors(self._folder):
-            for quant in self._quants:
-                quant.write(parts)
+            return sum(quant.write(parts) for quant in self._quants)
 
     def finish(self) -> tuple[FileEntry, ...]:
         """Flushes everything to the disk; returns what was written, relative to the folder.
@@ -85,12 +87,12 @@ class _QuantWriter:
         self._entries: list[FileEntry] = []
         self._part: _PartFile | None = _PartFile(folder, model, next(self._waiting))
 
-    def write(self, parts: Mapping[BlockType, memoryview]) -> None:
+    def write(self, parts: Mapping[BlockType, memoryview]) -> int:
         assert self._part is not None
         if self._part.is_full():
             self._close_part()
             self._part = _PartFile(self._folder, self._model, next(self._waiting))
-        self._part.write(parts)
+        return self._part.write(parts)
 
     def finish(self) -> list[FileEntry]:
         self._close_part()
@@ -121,19 +123,25 @@ class _PartFile:
         start = render_start(model, file)
         assert len(start) == file.data_start
         self._file = SequentialFile(folder / file.path, file.size)
-        self._append(start)
+        try:
+            self._append(start)
+        except BaseException:
+            self._file.close()
+            raise
 
     def is_full(self) -> bool:
         return self._current is None
 
-    def write(self, parts: Mapping[BlockType, memoryview]) -> None:
+    def write(self, parts: Mapping[BlockType, memoryview]) -> int:
         assert self._current is not None
+        before = self._file.position
         self._append(parts[self._current.tensor.type])
         end = self._current.offset + self._current.tensor.nbytes
         assert self._file.position <= end
         if self._file.position == end:
             self._current = next(self._tensors, None)
             self._append(bytes((self._current.offset if self._current else self._plan.size) - end))
+        return self._file.position - before
 
     def entry(self) -> FileEntry:
         assert self._file.position == self._plan.size

@@ -1,4 +1,4 @@
-"""`just bench [--runs N] [--peft-runs N] [--folder DIR] [start speed memory]`."""
+"""`just bench [--runs N] [--peft-runs N] [--folder DIR] [start speed memory gguf]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.apart import apart
+from tests.bench.gguf import bench_gguf
 from tests.bench.measure import LORAPACK, PEFT, Run, median_ratio, median_seconds, paired, run
 
 SIZES = ("1B", "3B", "8B", "2GB-tensor")
@@ -29,6 +30,9 @@ def main() -> None:
         _speed(options.folder, options.runs, options.peft_runs)
     if "memory" in options.parts:
         _memory(options.folder)
+    if "gguf" in options.parts:
+        base = _base("3B", options.folder)
+        bench_gguf(options.folder, base, _adapter("3B", options.folder, base), options.peft_runs)
 
 
 def _start(folder: Path) -> None:

@@ -33,18 +33,26 @@ _SPLIT = "_Z10split_mainiPPKc"
 
 def quantize(*calls: Sequence[str | Path], folder: Path | None = None) -> str:
     """Runs `llama-quantize` with each of several lists of arguments; returns what it says."""
-    named = [(_QUANTIZE, ["llama-quantize", *map(os.fspath, call)]) for call in calls]
-    return _run(named, folder)
+    return _run(quantize_command(*calls), folder)
 
 
 def split(*arguments: str | Path) -> None:
     """Runs `llama-gguf-split`."""
-    _run([(_SPLIT, ["llama-gguf-split", *map(os.fspath, arguments)])], None)
+    _run(_command([(_SPLIT, ["llama-gguf-split", *map(os.fspath, arguments)])]), None)
 
 
-def _run(calls: list[tuple[str, list[str]]], folder: Path | None) -> str:
+def quantize_command(*calls: Sequence[str | Path]) -> list[str]:
+    """Returns the command that runs `llama-quantize`, one list of arguments after the other."""
+    return _command([(_QUANTIZE, ["llama-quantize", *map(os.fspath, call)]) for call in calls])
+
+
+def _command(calls: list[tuple[str, list[str]]]) -> list[str]:
     runner = Path(__file__).with_name("run_tools.py")
-    command = [sys.executable, runner, _library(), keep_tools(), json.dumps(calls)]
+    files = map(os.fspath, (runner, _library(), keep_tools()))
+    return [sys.executable, *files, json.dumps(calls)]
+
+
+def _run(command: list[str], folder: Path | None) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd=folder
     )

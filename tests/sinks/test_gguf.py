@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.gguf.importance import write_gguf_imatrix, write_old_imatrix
 from tests.sinks.weights import SCALE, World, read_world, write_world
 
 SMALL = Geometry(layers=3, hidden=256, inner=512, heads=4, key_heads=1)
-EXPERTS = replace(SMALL, layers=2, inner=256, experts=8)
+EXPERTS = replace(SMALL, layers=1, inner=256, experts=8)
 
 
 def write(
@@ -45,6 +46,15 @@ def write(
     )  # fmt: skip
 
 
+class Counted(Silent):
+    """Adds up what it is told."""
+
+    total = 0
+
+    def advance(self, count: int) -> None:
+        self.total += count
+
+
 def plan_each(model: GgufModel, quants: tuple[Quant, ...]) -> tuple[GgufFile, ...]:
     return tuple(file for quant in quants for file in plan_files(model, quant, f"m-{quant}"))
 
@@ -52,7 +62,7 @@ def plan_each(model: GgufModel, quants: tuple[Quant, ...]) -> tuple[GgufFile, ..
 @pytest.mark.parametrize(
     "geometry",
     [SMALL, EXPERTS, replace(GEOMETRIES["llama of uneven rows"], layers=2),
-     replace(GEOMETRIES["llama of odd rows"], layers=2), replace(GEOMETRIES["gpt2"], layers=2)],
+     replace(GEOMETRIES["llama of odd rows"], layers=2), replace(GEOMETRIES["gpt2"], layers=1)],
     ids=["dense", "experts", "uneven", "odd", "gpt2"],
 )  # fmt: skip
 def test_whole_files_are_those_of_llama_quantize(tmp_path: Path, geometry: Geometry) -> None:
@@ -151,6 +161,36 @@ def test_threads_change_nothing(tmp_path: Path, threads: int) -> None:
         entries = write(folder, world, model, plan_each(model, ("Q4_K_M",)), threads=count)
         hashes.append([entry.sha256 for entry in entries])
     assert hashes[0] == hashes[1]
+
+
+def test_progress_comes_to_the_size_of_all_files(tmp_path: Path) -> None:
+    model = SMALL.model
+    world, progress = write_world(tmp_path, model), Counted()
+    files = (
+        *plan_each(model, ("Q4_K_M", "Q4_K_S")),
+        *plan_files(model, "Q8_0", "part", max_bytes=500_000),
+    )
+    write_gguf(tmp_path, model, files, world.sources, threads=2, progress=progress)
+    assert progress.total == sum((tmp_path / file.path).stat().st_size for file in files)
+
+
+def test_a_limit_on_files_is_an_output_error_and_leaves_nothing_open(tmp_path: Path) -> None:
+    model = SMALL.model
+    world = write_world(tmp_path, model)
+    parts = plan_files(model, "F32", "m", max_bytes=525_000)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Only a later part is larger, so that others are complete by then.
+    limit = max(file.size for file in parts) - 1
+    assert parts[0].size <= limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OutputError, match="the output cannot be written") as caught:
+            write(tmp_path, world, model, parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "ulimit -f" in caught.value.hint
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
