@@ -30,6 +30,7 @@ from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.stream import adapter_tensors
 from packager.verify.files import check_files
 from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
+from packager.verify.lora import check_gguf_lora, measure_gguf_lora
 from packager.verify.memory import available_bytes, behaviour_bytes, llama_bytes
 from packager.verify.proof import (
     LEVELS,
@@ -211,6 +212,8 @@ def _prove_weights(
     folder = request.bundle / target.path
     if target.target == "adapter":
         return replace(proof, weights=_check_adapter(source, folder))
+    if target.gguf_lora is not None:
+        return replace(proof, weights=check_gguf_lora(target.gguf_lora, folder, source.spec))
     index = request.gathered.base.index
     tensors = adapter_tensors({source.name: source.spec.tensors})
     progress.stage("recompute weights", target.nbytes)
@@ -296,6 +299,9 @@ def _prove_behaviour(
     if target.gguf is not None:
         parameters = request.gathered.base.index.parameter_count
         return prove_models(proof, folder, truth, tokenizer, parameters=parameters, progress=report)
+    if target.gguf_lora is not None:
+        lora = measure_gguf_lora(target.gguf_lora, folder, request.gathered, truth, progress=report)
+        return replace(proof, behaviour=lora)
     return replace(proof, behaviour=check_merged(truth, folder, progress=report))
 
 

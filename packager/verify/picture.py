@@ -68,6 +68,29 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A dot with its name, and the text that it shows when pointed at.
+
+    Attributes:
+        x: Of the dot, like all places in pixels.
+        y: Of the dot.
+        name: Beside the dot.
+        text_x: Where the name begins.
+        text_y: Base line of the name.
+        text: The whole of it.
+        lead: Path of a line from the dot to a name that stands apart, or empty.
+    """
+
+    x: float
+    y: float
+    name: str
+    text_x: float
+    text_y: float
+    text: str
+    lead: str = ""
+
+
+@dataclass(frozen=True)
 class Picture:
     """Everything that a template needs to draw a picture, in the pixels of `FRAME`."""
 
@@ -78,6 +101,7 @@ class Picture:
     clouds: tuple[Cloud, ...]
     levels: tuple[Level, ...]
     summary: str
+    points: tuple[Point, ...] = ()
 
 
 def plan_layer_picture(
@@ -132,7 +156,7 @@ def plan_token_picture(check: BehaviourCheck) -> Picture | None:
     positive = [value for value in (*own, *base) if value > 0]
     if not own:
         return None
-    low, high = _decades(positive)
+    low, high = find_decades(positive)
     scale = _PLOT_HEIGHT / (high - low)
 
     def height(value: float) -> float:
@@ -158,7 +182,7 @@ def plan_token_picture(check: BehaviourCheck) -> Picture | None:
             for index in range(0, len(own) + 1, _round_step(len(own) / 6))
         ),
         y_ticks=tuple(
-            Tick(FRAME.top + height(10.0**exponent), _power_of_ten(exponent))
+            Tick(FRAME.top + height(10.0**exponent), describe_power(exponent))
             for exponent in range(low, high + 1, every)
         ),
         x_title="token of the prompt set",
@@ -198,7 +222,7 @@ def _linear_axis(highest: float) -> tuple[float, tuple[Tick, ...]]:
     """Returns the top of the axis and its ticks at round numbers, in per cent."""
     if highest <= 0:
         return 1.0, (Tick(FRAME.top + _PLOT_HEIGHT, "0 %"),)
-    step = _round_up(highest / 4)
+    step = round_up(highest / 4)
     count = math.ceil(highest / step - 1e-9)
     ticks = tuple(
         Tick(FRAME.top + _PLOT_HEIGHT * (1 - index / count), f"{index * step * 100:.6g} %")
@@ -207,17 +231,18 @@ def _linear_axis(highest: float) -> tuple[float, tuple[Tick, ...]]:
     return step * count, ticks
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """Returns the next of 1, 2, 2.5 and 5 times a power of ten."""
     unit = 10.0 ** math.floor(math.log10(value))
     return next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= value * 0.999)
 
 
 def _round_step(value: float) -> int:
-    return max(1, math.ceil(_round_up(value)))
+    return max(1, math.ceil(round_up(value)))
 
 
-def _decades(positive: Sequence[float]) -> tuple[int, int]:
+def find_decades(positive: Sequence[float]) -> tuple[int, int]:
+    """Returns the exponents of ten that a logarithmic axis begins and ends with."""
     if not positive:
         return -8, 0
     low = max(_LOWEST_EXPONENT, math.floor(math.log10(min(positive))))
@@ -225,7 +250,8 @@ def _decades(positive: Sequence[float]) -> tuple[int, int]:
     return min(low, high - 2), max(high, low + 2)
 
 
-def _power_of_ten(exponent: int) -> str:
+def describe_power(exponent: int) -> str:
+    """Returns a power of ten as an axis names it."""
     if exponent < -3:
         return describe_number(10.0**exponent).removeprefix("1.0·")
     return f"{10.0**exponent:g}"

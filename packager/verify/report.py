@@ -17,11 +17,15 @@ from packager.verify.figure import (
     describe_small_share,
     printable,
 )
+from packager.verify.ggufwording import describe_variant_kept
 from packager.verify.picture import FRAME, Picture, plan_layer_picture, plan_token_picture
-from packager.verify.proof import BehaviourCheck, Proof, TargetProof, TensorFigure
+from packager.verify.proof import BehaviourCheck, Proof, TargetProof, TensorFigure, VariantProof
+from packager.verify.sizepicture import FRAME as SIZE_FRAME
+from packager.verify.sizepicture import plan_size_picture
 from packager.verify.wording import LevelResult, describe_kept, judge_proof, level_results
 
 _TEMPLATE = "templates/report.html.j2"
+_UNKNOWN = "–"
 _SHOWN_TENSORS = 100
 _SHOWN_PROBLEMS = 200
 
@@ -46,6 +50,21 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class VariantRow:
+    """One quantisation in the table: what was found, ready to be read."""
+
+    quant: str
+    size: str
+    kl_mean: str
+    kl_max: str
+    same_token: str
+    perplexity: str
+    kept: str
+    error: str
+    detour: str
+
+
+@dataclass(frozen=True)
 class TargetView:
     """What the page shows of one target."""
 
@@ -59,6 +78,9 @@ class TargetView:
     tensors: tuple[TensorFigure, ...]
     tensor_count: int
     rules: tuple[tuple[str, int, int], ...]
+    variants: tuple[VariantRow, ...] = ()
+    sizes: Picture | None = None
+    base_kl: str = ""
 
 
 def render_report(proof: Proof) -> str:
@@ -85,6 +107,7 @@ def render_report(proof: Proof) -> str:
         evidence=EVIDENCE.get(proof.evidence, proof.evidence),
         targets=[_view_target(target) for target in sorted(proof.targets, key=_importance)],
         frame=FRAME,
+        size_frame=SIZE_FRAME,
         shown_problems=_SHOWN_PROBLEMS,
     )
 
@@ -96,7 +119,8 @@ def _show(value: object) -> object:
 
 def _importance(target: TargetProof) -> tuple[bool, bool]:
     """Sorts what failed to the top, then what was compared."""
-    return target.passed, target.behaviour is None
+    compared = target.behaviour is not None or any(it.behaviour for it in target.variants)
+    return target.passed, not compared
 
 
 def _view_target(target: TargetProof) -> TargetView:
@@ -115,7 +139,30 @@ def _view_target(target: TargetProof) -> TargetView:
         tensors=tuple(by_loss[:_SHOWN_TENSORS]),
         tensor_count=len(figures),
         rules=tuple((rule, done, of) for rule, (done, of) in rules.items()),
+        variants=tuple(map(_variant_row, target.variants)),
+        sizes=plan_size_picture(target.variants),
+        base_kl=_base_kl(target),
     )
+
+
+def _variant_row(variant: VariantProof) -> VariantRow:
+    check, blocks = variant.behaviour, variant.weights
+    return VariantRow(
+        quant=variant.quant,
+        size=describe_bytes(variant.total_bytes),
+        kl_mean=describe_number(check.kl_mean) if check else _UNKNOWN,
+        kl_max=describe_number(check.kl_max) if check else _UNKNOWN,
+        same_token=describe_share(check.top1_agreement) if check else _UNKNOWN,
+        perplexity=f"{check.perplexity_ratio:.4f}" if check else _UNKNOWN,
+        kept=describe_variant_kept(check) if check else _UNKNOWN,
+        error=describe_small_share(blocks.error) if blocks else _UNKNOWN,
+        detour=describe_small_share(blocks.error_from_16bit) if blocks else _UNKNOWN,
+    )
+
+
+def _base_kl(target: TargetProof) -> str:
+    checks = [variant.behaviour for variant in target.variants if variant.behaviour is not None]
+    return describe_number(checks[0].base_kl_mean) if checks else ""
 
 
 def _layers(figures: Sequence[TensorFigure], name: str, what: str) -> Picture | None:

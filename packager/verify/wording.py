@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from packager.verify import ggufwording
 from packager.verify.figure import (
     describe_bytes,
     describe_count,
@@ -95,8 +96,16 @@ def is_truth_itself(target: TargetProof, level: Level) -> bool:
 def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
     """Returns what each level found, from bytes to behaviour."""
     files, weights, behaviour = target.files, target.weights, target.behaviour
+    bytes_found = _result(target, "files", files.problems if files else (), files_lines(files))
+    if target.variants:
+        blocks, models = ggufwording.blocks_lines(target), ggufwording.models_lines(target)
+        return (
+            bytes_found,
+            _result(target, "weights", ggufwording.blocks_problems(target), blocks),
+            _result(target, "behaviour", ggufwording.models_problems(target), models),
+        )
     return (
-        _result(target, "files", files.problems if files else (), files_lines(files)),
+        bytes_found,
         _result(target, "weights", weights.problems if weights else (), weights_lines(target)),
         _result(
             target,
@@ -176,7 +185,9 @@ def _result(
 
 
 def _praise(proof: Proof) -> str:
-    checks = [target.behaviour for target in proof.targets if target.behaviour is not None]
+    single = [target.behaviour for target in proof.targets]
+    several = [variant.behaviour for target in proof.targets for variant in target.variants]
+    checks = [check for check in (*single, *several) if check is not None]
     if not checks:
         return "Every file, and every weight that was checked, is as base and adapter make it."
     worst = max(checks, key=lambda check: check.effect_lost)
