@@ -156,7 +156,7 @@ class _Mixture:
         self._falcon = model.architecture == "falcon"
         self._grouped = model.grouped_heads >= 4
         self._is_70b = _LAYERS_OF_70B.get(model.architecture) == model.layers and not (
-            model.architecture == "llama" and (model.grouped_heads == 1 or model.experts == 8)
+            model.architecture == "llama" and model.grouped_heads == 1
         )
         names = [tensor.name for tensor in model.tensors]
         self._tied = "output.weight" not in names

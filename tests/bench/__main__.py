@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.apart import apart
-from tests.bench.gguf import bench_gguf
+from tests.bench.gguf import bench_gguf, bench_gguf_memory
 from tests.bench.measure import LORAPACK, PEFT, Run, median_ratio, median_seconds, paired, run
 
 SIZES = ("1B", "3B", "8B", "2GB-tensor")
@@ -31,8 +31,7 @@ def main() -> None:
     if "memory" in options.parts:
         _memory(options.folder)
     if "gguf" in options.parts:
-        base = _base("3B", options.folder)
-        bench_gguf(options.folder, base, _adapter("3B", options.folder, base), options.peft_runs)
+        _gguf(options.folder, options.peft_runs)
 
 
 def _start(folder: Path) -> None:
@@ -107,6 +106,14 @@ def _memory(folder: Path) -> None:
         _remove(folder)
         if name != "3B":
             shutil.rmtree(base)
+
+
+def _gguf(folder: Path, count: int) -> None:
+    base = _base("3B", folder)
+    bench_gguf(folder, base, _adapter("3B", folder, base), count)
+    base = _base("2GB-tensor", folder)
+    bench_gguf_memory(folder, base, _adapter("2GB-tensor", folder, base))
+    shutil.rmtree(base)
 
 
 def _contenders(folder: Path, base: Path, adapter: Path) -> dict[str, Callable[[], Run]]:

@@ -55,6 +55,13 @@ def bench_gguf(folder: Path, base: Path, adapter: Path, count: int) -> None:
         print(f"| {title} | {median_seconds(each):.1f} | {peak:.2f} | {written:.2f} | {against} |")
 
 
+def bench_gguf_memory(folder: Path, base: Path, adapter: Path) -> None:
+    """Prints the peak memory of a base with a huge tensor."""
+    largest = _pass(folder, base, adapter, *QUANTS)
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    print(f"\n{base.name}, {size:,} bytes: peak memory {largest.peak_bytes / 2**30:.2f} GiB")
+
+
 def _copy(folder: Path, base: Path) -> Run:
     out = _new(folder, "out-copy")
     return _removed(out, run(("cp", "-r", base, out), cache=folder / "cache", sync=True))

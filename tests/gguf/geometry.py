@@ -117,10 +117,21 @@ class Geometry:
                 "ffn_gate_exps.weight": (self.experts, *into),
                 "ffn_up_exps.weight": (self.experts, *into),
                 "ffn_down_exps.weight": (self.experts, *out),
+                **self._shared(),
             }
         gate = {} if self.architecture in {"gpt2", "falcon"} else {"ffn_gate.weight": into}
         return {"ffn_norm.weight": (self.hidden,), "ffn_up.weight": into, "ffn_down.weight": out,
                 **gate}  # fmt: skip
+
+    def _shared(self) -> dict[str, tuple[int, ...]]:
+        """An expert for every token beside the others, so that a block has two ways down."""
+        if self.architecture != "qwen2moe":
+            return {}
+        return {
+            "ffn_gate_inp_shexp.weight": (1, self.hidden),
+            "ffn_up_shexp.weight": (self.inner, self.hidden),
+            "ffn_down_shexp.weight": (self.hidden, self.inner),
+        }
 
 
 _DENSE = Geometry()
@@ -139,6 +150,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "four experts": replace(_DENSE, layers=16, experts=4, key_heads=2, hidden=256, inner=256),
     "qwen2 72B": replace(_DENSE, architecture="qwen2", layers=80, tied=True),
     "qwen3moe": replace(_DENSE, architecture="qwen3moe", experts=16, key_heads=1, layers=12),
+    "qwen2moe": replace(_DENSE, architecture="qwen2moe", experts=4, key_heads=1, layers=24),
     "gemma2": replace(_DENSE, architecture="gemma2", layers=26, key_heads=2, tied=True),
     "phi3": replace(_DENSE, architecture="phi3", layers=32, hidden=256, inner=256),
     "gpt2": replace(_DENSE, architecture="gpt2", layers=12, hidden=256, inner=1024, tied=True),
