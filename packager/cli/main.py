@@ -17,7 +17,7 @@ _COMMANDS = {
     "plan": "The dry run: tensors, files, bytes, memory, time.",
     "release": "Make a bundle and prove it.",
     "verify": "Check a bundle against its manifest, base and adapter.",
-    "publish": "Send a bundle to the Hub.",
+    "publish": "Send a bundle to the Hub, or to Ollama.",
     "merge": "The one-step form: base + adapter to one model folder.",
     "train": "Fine-tune a base with LoRA and stamp the base lock.",
     "demo": "The whole way on a real small model, offline, on a CPU.",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class _Client(ollama.Client):  # type: ignore[misc]
     def address(self) -> str:
         return str(self._client.base_url).rstrip("/")
 
+    @property
+    def is_on_this_machine(self) -> bool:
+        host = str(self._client.base_url.host)
+        with suppress(ValueError):
+            return ip_address(host).is_loopback
+        return host == "localhost"
+
     def ask(self, method: str, path: str, **request: Any) -> Any:
         return self._request_raw(method, path, **request)
 
@@ -76,7 +84,7 @@ class OllamaServer:
 
     def __init__(self, host: str | None = None) -> None:
         try:
-            self._client = _Client(host, timeout=_TIMEOUT)
+            self._client = _connect(host)
         except (ValueError, httpx.InvalidURL) as problem:
             raise OllamaError(
                 "this is not the address of an Ollama",
@@ -247,6 +255,15 @@ class OllamaServer:
                 found=clean_text(str(problem)),
                 hint="set OLLAMA_HOST to where `ollama serve` listens",
             ) from problem
+
+
+def _connect(host: str | None) -> _Client:
+    """Returns a client that goes through no proxy to this machine, as Ollama's own does."""
+    client = _Client(host, timeout=_TIMEOUT)
+    if not client.is_on_this_machine:
+        return client
+    client.close()
+    return _Client(host, timeout=_TIMEOUT, trust_env=False)
 
 
 def _status_text(problem: Any) -> str:

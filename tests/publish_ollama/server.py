@@ -130,8 +130,9 @@ class LoopbackOllama:
         self.models[name] = request
         yield {"status": "success"}
 
-    def show(self, name: str) -> dict[str, Any]:
+    def show(self, document: dict[str, Any]) -> dict[str, Any]:
         """What GetModelInfo makes of a request: Jinja is shown where no Go template was given."""
+        name = document["model"]
         if name not in self.models:
             raise RefusedError(404, f"model '{name}' not found")
         request = self.models[name]
@@ -162,7 +163,8 @@ class LoopbackOllama:
             reply = {"message": message, "done_reason": said["finish_reason"]}
         return {"model": request["model"], "done": True, **reply}
 
-    def push(self, name: str) -> Iterator[dict[str, Any]]:
+    def push(self, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        name = document["model"]
         if name not in self.models:
             raise RefusedError(404, "couldn't retrieve manifest")
         size = self.weights(name).stat().st_size

@@ -191,6 +191,18 @@ def test_no_ollama_is_running(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "--ollama-store" in caught.value.hint
 
 
+def test_no_proxy_stands_before_this_machine(
+    bundle: Path, ollama: LoopbackOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert len(publish_ollama(bundle, NAME)) == 3
+    monkeypatch.setenv("OLLAMA_HOST", ollama.host.replace("127.0.0.1", "localhost"))
+    assert len(publish_ollama(bundle, NAME)) == 3
+
+
 @pytest.mark.parametrize("host", ["http://[", "127.0.0.1:99999", "http://a b"])
 def test_an_address_that_is_none(bundle: Path, host: str) -> None:
     with pytest.raises(OllamaError):
@@ -282,7 +294,7 @@ def test_a_stock_template_in_place_of_the_models_own_is_noticed(
 ) -> None:
     bundle = write_bundle(tmp_path / "plain", modelfile=PLAIN)
     publish_ollama(bundle, NAME)
-    assert ollama.show("pirate:latest")["template"] == JINJA
+    assert ollama.show({"model": "pirate:latest"})["template"] == JINJA
     ollama.template = "{{ .Prompt }}"
     with pytest.raises(OllamaError, match="another template") as caught:
         publish_ollama(bundle, NAME)

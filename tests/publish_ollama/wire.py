@@ -79,66 +79,62 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
     _body_bytes = 0
+    _route = ""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keeps the test's output clean."""
 
     def do_GET(self) -> None:
-        route = self.path.removeprefix("/api/").partition("/")[0].replace("blobs", "blob")
-        fault = self.server.ollama.take(self.command, route)
-        status = self._body_bytes = 0
+        self._body_bytes = 0
+        self._route = self.path.removeprefix("/api/").partition("/")[0].replace("blobs", "blob")
+        fault = self.server.ollama.take(self.command, self._route)
         try:
-            status = self._answer(route, fault)
+            self._answer(self._route, fault)
         except RefusedError as refusal:
-            status = refusal.status
-            self._send(status, {"error": str(refusal)})
-        finally:
-            self.server.ollama.requests.append(
-                Request(self.command, route, self.path, self._body_bytes, status)
-            )
+            self._send(refusal.status, {"error": str(refusal)})
+
+    def _note(self, status: int) -> None:
+        """Logs the request, before its answer can be seen."""
+        self.server.ollama.requests.append(
+            Request(self.command, self._route, self.path, self._body_bytes, status)
+        )
 
     do_HEAD = do_POST = do_GET  # noqa: N815
 
-    def _answer(self, route: str, fault: Fault | None) -> int:
+    def _answer(self, route: str, fault: Fault | None) -> None:
+        takes_blob = route == "blob" and self.command == "POST"
         if fault and fault.cut_after is not None:
             self.rfile.read(fault.cut_after)
             self._body_bytes = fault.cut_after
+            self._note(0)
             self._cut()
-            return 0
-        takes_blob = route == "blob" and self.command == "POST"
-        if takes_blob and not (fault and fault.status):
-            return self._take_blob(self.path.rpartition("/")[2])
-        body = self._read_all() if self.command == "POST" else b""
-        document = {} if takes_blob else json.loads(body or b"{}")
-        if fault and fault.body is not None:
-            return self._send_bytes(200, fault.body)
-        if fault and fault.status is not None:
-            raise RefusedError(fault.status, fault.message)
-        return self._answer_known(route, document, fault)
+        elif takes_blob and not (fault and fault.status):
+            self._take_blob(self.path.rpartition("/")[2])
+        else:
+            body = self._read_all()
+            document = {} if takes_blob else json.loads(body or b"{}")
+            if fault and fault.status is not None:
+                raise RefusedError(fault.status, fault.message)
+            if fault and fault.body is not None:
+                self._send_bytes(200, fault.body)
+            elif route in ("create", "push"):
+                self._stream(getattr(self.server.ollama, route)(document), fault)
+            else:
+                self._send(*self._value(route, document))
 
-    def _answer_known(self, route: str, document: dict[str, Any], fault: Fault | None) -> int:
+    def _value(self, route: str, document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         ollama = self.server.ollama
         if route == "blob":
-            return self._send(
-                200 if ollama.blob(self.path.rpartition("/")[2]).exists() else 404, {}
-            )
+            return 200 if ollama.blob(self.path.rpartition("/")[2]).exists() else 404, {}
         if route == "me":
-            if not ollama.signed_in:
-                raise RefusedError(401, "unauthorized")
-            return self._send(200, {"name": "ann"})
-        if route in ("create", "push"):
-            lines = ollama.create(document) if route == "create" else ollama.push(document["model"])
-            return self._stream(lines, fault)
-        known = {
-            "version": lambda: {"version": ollama.version},
-            "show": lambda: ollama.show(document["model"]),
-            "chat": lambda: ollama.chat(document),
-        }
-        if route not in known:
-            raise RefusedError(404, "page not found")
-        return self._send(200, known[route]())
+            return (200, {"name": "ann"}) if ollama.signed_in else (401, {"error": "unauthorized"})
+        if route == "version":
+            return 200, {"version": ollama.version}
+        if route in ("show", "chat"):
+            return 200, getattr(ollama, route)(document)
+        return 404, {"error": "page not found"}
 
-    def _take_blob(self, digest: str) -> int:
+    def _take_blob(self, digest: str) -> None:
         path = self.server.ollama.blob(digest)
         summed = hashlib.sha256()
         aside = path.with_suffix(f".{threading.get_ident()}")
@@ -151,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             aside.unlink()
             raise RefusedError(400, f'digest mismatch, expected "{digest}", got "{found}"')
         aside.rename(path)
-        return self._send_bytes(201, b"")
+        self._send_bytes(201, b"")
 
     def _read_all(self) -> bytes:
         return b"".join(self._chunks())
@@ -166,8 +162,9 @@ class Handler(BaseHTTPRequestHandler):
             self._body_bytes += len(chunk)
             yield chunk
 
-    def _stream(self, lines: Iterator[dict[str, Any]], fault: Fault | None) -> int:
+    def _stream(self, lines: Iterator[dict[str, Any]], fault: Fault | None) -> None:
         first = next(lines)
+        self._note(200)
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Transfer-Encoding", "chunked")
@@ -175,24 +172,24 @@ class Handler(BaseHTTPRequestHandler):
         self._write_line(first)
         if fault and fault.stream_cut:
             self._cut()
-            return 200
+            return
         if fault and fault.stream_error:
             self._write_line({"error": fault.message})
         elif not (fault and fault.stream_end):
             for line in lines:
                 self._write_line(line)
         self.wfile.write(b"0\r\n\r\n")
-        return 200
 
     def _write_line(self, value: dict[str, Any]) -> None:
         data = json.dumps(value).encode() + b"\n"
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
 
-    def _send(self, status: int, value: dict[str, Any]) -> int:
-        return self._send_bytes(status, json.dumps(value).encode())
+    def _send(self, status: int, value: dict[str, Any]) -> None:
+        self._send_bytes(status, json.dumps(value).encode())
 
-    def _send_bytes(self, status: int, data: bytes) -> int:
+    def _send_bytes(self, status: int, data: bytes) -> None:
+        self._note(status)
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Content-Type", "application/json; charset=utf-8")
@@ -202,7 +199,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-        return status
 
     def _cut(self) -> None:
         self.close_connection = True
