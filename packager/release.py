@@ -144,7 +144,7 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
             for target in plan.targets
             for entry in _write_folder(staging.root, target, prepared, progress)
         ]
-        proof = _prove(staging.root, tuple(entries), plan, gathered, request, progress)
+        proof = _prove(staging.root, tuple(entries), prepared, request, progress)
         entries += _write_cards(staging.root, plan, gathered, entries, proof)
         _write_report(staging.root, proof)
         manifest = _make_manifest(plan, gathered, entries, making.options)
@@ -206,14 +206,14 @@ def _write_folder(
 def _prove(
     root: Path,
     entries: tuple[FileEntry, ...],
-    plan: ReleasePlan,
-    gathered: Gathered,
+    prepared: Prepared,
     request: ReleaseRequest,
     progress: Progress,
 ) -> Proof:
     from packager.verify.check import ProofRequest, prove
     from packager.verify.weights import SAMPLE_BYTES
 
+    imatrix = prepared.making.imatrix
     levels: tuple[Level, ...] = ("files", "weights")
     if request.behaviour:
         levels = (*levels, "behaviour")
@@ -221,18 +221,19 @@ def _prove(
         ProofRequest(
             bundle=root,
             entries=entries,
-            plan=plan,
-            gathered=gathered,
+            plan=prepared.plan,
+            gathered=prepared.gathered,
             levels=levels,
             sample_bytes=SAMPLE_BYTES,
             why_not={} if request.behaviour else {"behaviour": "--no-behaviour was given"},
+            importance=None if imatrix is None else imatrix.weights,
         ),
         progress,
     )
     for target in proof.targets:
         for level, reason in target.skipped.items():
             progress.say(f"note: {target.target}/{target.name}: {level} not checked: {reason}")
-    gathered.check_unchanged()
+    prepared.gathered.check_unchanged()
     require_passed(proof)
     return proof
 
