@@ -10,15 +10,23 @@ from typing import Literal
 from packager.frontmatter import render_front_matter
 from packager.manifest import Evidence
 from packager.markup import Markdown, card_environment, escape_markdown, is_plain_word
-from packager.verify.proof import LEVELS, TargetProof
+from packager.verify.proof import LEVELS, BehaviourCheck, TargetProof
 
-CardTarget = Literal["adapter", "merged"]
+CardTarget = Literal["adapter", "merged", "ollama", "gguf-adapter"]
 
 # Source: huggingface/hub-docs at 242f4a1e (2026-08-22), docs/hub/model-cards.md: "adapter",
 # "merge", "quantized" and "finetune", where a merge has two or more base models. An adapter merged
 # into the one base that it was trained on is a fine-tune of it.
-_RELATIONS: dict[CardTarget, str] = {"adapter": "adapter", "merged": "finetune"}
-_LIBRARIES: dict[CardTarget, str] = {"adapter": "peft", "merged": "transformers"}
+_RELATIONS: dict[CardTarget, str] = {
+    "adapter": "adapter", "merged": "finetune", "ollama": "finetune", "gguf-adapter": "adapter",
+}  # fmt: skip
+_LIBRARIES: dict[CardTarget, str] = {
+    "adapter": "peft", "merged": "transformers", "ollama": "gguf", "gguf-adapter": "gguf",
+}  # fmt: skip
+_TEMPLATES: dict[CardTarget, str] = {
+    "adapter": "card_adapter", "merged": "card_merged", "ollama": "card_ollama",
+    "gguf-adapter": "card_gguf_adapter",
+}  # fmt: skip
 
 # Source: huggingface_hub 2.4, utils/_validators.py, REPO_ID_REGEX, with an owner.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -140,6 +148,48 @@ class AdapterFacts:
 
 
 @dataclass(frozen=True)
+class GgufFileFacts:
+    """One quantisation of a GGUF release.
+
+    Attributes:
+        quant: Such as `Q4_K_M`.
+        paths: Its files, the one to load first.
+        total_bytes: Of all of them.
+        modelfile: Its Modelfile, or None where a Modelfile cannot carry what it has to.
+        request: What creates the model over Ollama's HTTP interface.
+    """
+
+    quant: str
+    paths: tuple[str, ...]
+    total_bytes: int
+    modelfile: str | None = None
+    request: str = ""
+
+
+@dataclass(frozen=True)
+class GgufFacts:
+    """What a GGUF release is and how it talks.
+
+    Attributes:
+        files: By quantisation, the default first; of a LoRA a single one.
+        go_template: Whether the Modelfile brings a template of its own.
+        stops: Texts that end an answer.
+        requires: The least version of Ollama, or empty.
+        capabilities: Beside plain chat, such as `tools`.
+        context_length: In tokens, or None.
+        picture: File of the picture of size against KL, or None.
+    """
+
+    files: tuple[GgufFileFacts, ...]
+    go_template: bool = False
+    stops: tuple[str, ...] = ()
+    requires: str = ""
+    capabilities: tuple[str, ...] = ()
+    context_length: int | None = None
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """Everything that a card says.
 
@@ -167,6 +217,7 @@ class CardFacts:
         example_prompt: For the code.
         limitations: Beyond those that hold for every release, one sentence each.
         repo: Where the release is published, if that is known.
+        gguf: Of a release in GGUF.
     """
 
     name: str
@@ -192,6 +243,7 @@ class CardFacts:
     example_prompt: str = "What is the capital of France?"
     limitations: tuple[str, ...] = ()
     repo: str | None = None
+    gguf: GgufFacts | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -199,7 +251,7 @@ def render_card(facts: CardFacts) -> str:
 
     Whatever the adapter's author wrote into names, tags, modules or datasets shows as text.
     """
-    template = card_environment().get_template(f"card_{facts.target}.md.j2")
+    template = card_environment().get_template(f"{_TEMPLATES[facts.target]}.md.j2")
     body = template.render(_context(facts))
     return f"{render_front_matter(card_metadata(facts))}\n{body}"
 
@@ -274,6 +326,9 @@ def _context(facts: CardFacts) -> dict[str, object]:
         else None,
         "lora_module": _lora_module(facts),
         "request": _request(facts),
+        "gguf": facts.gguf,
+        "measured": _measured(facts),
+        "ollama_name": _ollama_name(facts),
         "misnamed": prefix is not None and not facts.name.startswith(prefix),
     }
 
@@ -303,6 +358,20 @@ def _lora_module(facts: CardFacts) -> str | dict[str, str]:
     if is_plain_word(facts.name):
         return f"{facts.name}={path}"
     return {"name": facts.name, "path": path}
+
+
+def _measured(facts: CardFacts) -> dict[str, BehaviourCheck]:
+    """Quantisation → its comparison, of those that were compared."""
+    variants = facts.proof.variants if facts.proof is not None else ()
+    return {item.quant: item.behaviour for item in variants if item.behaviour is not None}
+
+
+def _ollama_name(facts: CardFacts) -> str:
+    """A name for `ollama create`, which takes letters, digits, dots, dashes and underscores.
+
+    Source: ollama v0.33.0, types/model/name.go, isValidPart.
+    """
+    return facts.name.lower() if is_plain_word(facts.name) else "my-model"
 
 
 def _request(facts: CardFacts) -> dict[str, object]:

@@ -6,19 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from packager.adapter import AdapterSpec
-from packager.card import AdapterFacts, BaseFacts, CardFacts, CardTarget, LicenseFacts
+from packager.card import (
+    AdapterFacts,
+    BaseFacts,
+    CardFacts,
+    CardTarget,
+    GgufFacts,
+    GgufFileFacts,
+    LicenseFacts,
+)
+from packager.chat import ChatChoice
 from packager.dtype import TORCH_NAMES
 from packager.errors import InputError
 from packager.frontmatter import parse_front_matter, text_values
 from packager.gather import Gathered
+from packager.gguf.value import key_value
 from packager.manifest import FileEntry
 from packager.obligation import display_text, name_prefix, obligations
 from packager.plan import AdapterSource, TargetPlan
+from packager.plan.layout import create_name, modelfile_name
 from packager.untrusted import read_json_object, read_text
 from packager.verify.check import adapter_digest
-from packager.verify.proof import Proof, TargetProof
+from packager.verify.gguftarget import list_variants
+from packager.verify.proof import Proof, TargetProof, VariantProof
 
-_TARGETS: dict[str, CardTarget] = {"adapter": "adapter", "merged": "merged"}
+_TARGETS: dict[str, CardTarget] = {
+    "adapter": "adapter", "merged": "merged", "ollama": "ollama", "gguf-adapter": "gguf-adapter",
+}  # fmt: skip
+PICTURE_NAME = "size-against-kl.svg"
+"""The picture beside the card of a GGUF release."""
+_WEIGHT_ENDINGS = (".safetensors", ".gguf")
 
 
 def card_facts(
@@ -39,10 +56,11 @@ def card_facts(
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
     spec, index = source.spec, gathered.base.index
-    merged = target.target == "merged"
-    dtypes = [tensor.dtype for tensor in target.tensors] if merged else list(spec.dtypes)
-    weights = sum(shard.nbytes for shard in target.shards) if merged else spec.weights_bytes
+    merged = target.target in ("merged", "ollama")
+    weights = _weights_bytes(target, spec)
+    loaded = _loaded_bytes(target, spec)
     metadata = _own_card(spec)
+    chat = gathered.chats.get(target.name)
     return CardFacts(
         name=target.name,
         target=_TARGETS[target.target],
@@ -51,12 +69,12 @@ def card_facts(
         adapter=_adapter_facts(source),
         task_type=spec.config.task_type,
         parameter_count=index.parameter_count + (0 if merged else spec.parameter_count),
-        dtype=TORCH_NAMES[max(sorted(set(dtypes)), key=dtypes.count)],
+        dtype=_dtype(target, spec),
         total_bytes=weights,
-        load_bytes=weights if merged else index.weights_bytes + weights,
+        load_bytes=loaded if merged else index.weights_bytes + weights,
         vocabulary_size=index.embedding.shape[0] if index.embedding is not None else 0,
-        has_tokenizer=(folder / "tokenizer_config.json").exists(),
-        has_chat_template=_has_chat_template(folder),
+        has_tokenizer=target.gguf is not None or (folder / "tokenizer_config.json").exists(),
+        has_chat_template=_has_chat_template(folder) or bool(chat and chat.jinja),
         keeps_dtype=not any(tensor.rule == "cast" for tensor in target.tensors),
         languages=text_values(metadata, "language"),
         datasets=text_values(metadata, "datasets"),
@@ -65,9 +83,65 @@ def card_facts(
         digests={
             entry.path.removeprefix(f"{target.path}/"): entry.sha256
             for entry in entries
-            if entry.path.startswith(f"{target.path}/") and entry.path.endswith(".safetensors")
+            if entry.path.startswith(f"{target.path}/") and entry.path.endswith(_WEIGHT_ENDINGS)
         },
         versions=proofs[1].versions,
+        gguf=_gguf_facts(folder, target, chat),
+    )
+
+
+def _weights_bytes(target: TargetPlan, spec: AdapterSpec) -> int:
+    if target.gguf is not None:
+        return target.gguf.nbytes
+    if target.gguf_lora is not None:
+        return target.gguf_lora.size
+    return sum(shard.nbytes for shard in target.shards) or spec.weights_bytes
+
+
+def _loaded_bytes(target: TargetPlan, spec: AdapterSpec) -> int:
+    """Of what a user loads: one quantisation, the first."""
+    variants = list_variants(target)
+    return variants[0].total_bytes if variants else _weights_bytes(target, spec)
+
+
+def _dtype(target: TargetPlan, spec: AdapterSpec) -> str:
+    """The type of most weights in torch's words, or the quantisations."""
+    if target.gguf is not None:
+        return ", ".join(variant.quant for variant in list_variants(target))
+    if target.gguf_lora is not None:
+        return target.gguf_lora.type
+    dtypes = [tensor.dtype for tensor in target.tensors] or list(spec.dtypes)
+    return TORCH_NAMES[max(sorted(set(dtypes)), key=dtypes.count)]
+
+
+def _gguf_facts(folder: Path, target: TargetPlan, chat: ChatChoice | None) -> GgufFacts | None:
+    if target.gguf_lora is not None:
+        lora = target.gguf_lora
+        return GgufFacts((GgufFileFacts(lora.type, (lora.path,), lora.size),))
+    plan = target.gguf
+    if plan is None:
+        return None
+    context = key_value(plan.keys, f"{plan.architecture}.context_length")
+    return GgufFacts(
+        files=tuple(_gguf_file(folder, target, variant) for variant in list_variants(target)),
+        go_template=bool(chat and chat.go_template),
+        stops=chat.stops if chat else (),
+        requires=chat.requires if chat else "",
+        capabilities=chat.capabilities if chat else (),
+        context_length=context if isinstance(context, int) else None,
+        picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
+    )
+
+
+def _gguf_file(folder: Path, target: TargetPlan, variant: VariantProof) -> GgufFileFacts:
+    assert target.gguf is not None
+    modelfile = modelfile_name(variant.quant)
+    return GgufFileFacts(
+        quant=variant.quant,
+        paths=tuple(file.path for file in target.gguf.files if file.quant == variant.quant),
+        total_bytes=variant.total_bytes,
+        modelfile=modelfile if (folder / modelfile).exists() else None,
+        request=create_name(variant.quant),
     )
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from packager.card import AdapterFacts, BaseFacts, CardFacts, LicenseFacts
+from packager.card import (
+    AdapterFacts,
+    BaseFacts,
+    CardFacts,
+    GgufFacts,
+    GgufFileFacts,
+    LicenseFacts,
+)
 from packager.obligation import display_text, name_prefix, obligations
 from packager.verify.proof import (
     BehaviourCheck,
+    BlocksCheck,
+    ChatCheck,
+    EndingCheck,
     FilesCheck,
     TargetProof,
     TensorFigure,
+    VariantProof,
     WeightsCheck,
 )
 
@@ -163,9 +174,90 @@ LOCAL_ADAPTER = replace(
     adapter=replace(MERGED.adapter, vllm_refusal="DoRA is refused at load (vLLM 0.32.0)"),
 )
 
+
+def make_variant(quant: str, size: int, kl: float, error: float) -> VariantProof:
+    """One quantisation with figures around a mean KL, in nats, and an error of its weights."""
+    assert PROOF.behaviour is not None
+    return VariantProof(
+        quant=quant,
+        path=f"pirate-{quant}.gguf",
+        total_bytes=size,
+        weights=BlocksCheck(29, 272, {quant: (14, 211)}, 0.999999, error, error * 1.02, "BF16", ()),
+        behaviour=replace(
+            PROOF.behaviour,
+            kl_mean=kl,
+            kl_max=20 * kl,
+            top1_agreement=1 - kl,
+            perplexity_ratio=1 + kl / 5,
+            effect_lost=kl / PROOF.behaviour.base_kl_mean,
+            thresholds={"kl_mean": 1.5, "effect_lost": 0.8},
+        ),
+        ending=EndingCheck(3, 3, (15, 20, 40), 256, ()),
+    )
+
+
+OLLAMA = replace(
+    MERGED,
+    name="SmolLM2-135M-Pirate",
+    target="ollama",
+    dtype="Q4_K_M, Q8_0",
+    total_bytes=250_265_344,
+    load_bytes=105_454_208,
+    proof=TargetProof(
+        "ollama", "pirate", PROOF.files, None, None, {},
+        variants=(
+            make_variant("Q4_K_M", 105_454_208, 0.153, 0.0388),
+            make_variant("Q8_0", 144_811_136, 0.01, 0.00567),
+        ),
+        chat=ChatCheck(8, 8, ()),
+    ),
+    digests={"pirate-Q4_K_M.gguf": "e5" * 32, "pirate-Q8_0.gguf": "f6" * 32},
+    gguf=GgufFacts(
+        files=(
+            GgufFileFacts(
+                "Q4_K_M", ("pirate-Q4_K_M.gguf",), 105_454_208, "Modelfile.Q4_K_M",
+                "create.Q4_K_M.json",
+            ),
+            GgufFileFacts(
+                "Q8_0", ("pirate-Q8_0.gguf",), 144_811_136, "Modelfile.Q8_0", "create.Q8_0.json"
+            ),
+        ),
+        go_template=True,
+        stops=("<|im_end|>",),
+        capabilities=("tools",),
+        context_length=8192,
+        picture="size-against-kl.svg",
+    ),
+)  # fmt: skip
+
+OLLAMA_LOCAL = replace(
+    LOCAL,
+    target="ollama",
+    dtype="Q4_0",
+    gguf=GgufFacts(
+        files=(
+            GgufFileFacts(
+                "Q4_0", ("fernwald-Q4_0-00001-of-00002.gguf", "fernwald-Q4_0-00002-of-00002.gguf"),
+                40_000_000_000, None, "create.Q4_0.json",
+            ),
+        ),
+        requires="0.30.0",
+    ),
+)  # fmt: skip
+
+GGUF_ADAPTER = replace(
+    ADAPTER,
+    target="gguf-adapter",
+    dtype="F32",
+    gguf=GgufFacts((GgufFileFacts("F32", ("pirate-lora-F32.gguf",), 9_790_000),)),
+)
+
 CARDS = {
     "merged": MERGED,
     "adapter": ADAPTER,
     "merged_local_base": LOCAL,
     "adapter_local_base": LOCAL_ADAPTER,
+    "ollama": OLLAMA,
+    "ollama_local_base": OLLAMA_LOCAL,
+    "gguf_adapter": GGUF_ADAPTER,
 }

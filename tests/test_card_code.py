@@ -22,7 +22,15 @@ from transformers import (
 )
 
 from packager.card import CardFacts, render_card
-from tests.card_facts import ADAPTER, CARDS, LOCAL_ADAPTER, MERGED
+from tests.card_facts import (
+    ADAPTER,
+    CARDS,
+    GGUF_ADAPTER,
+    LOCAL_ADAPTER,
+    MERGED,
+    OLLAMA,
+    OLLAMA_LOCAL,
+)
 from tests.test_card import HOSTILE, poison
 
 CHAT_TEMPLATE = (
@@ -36,7 +44,7 @@ def blocks(facts: CardFacts, language: str) -> list[str]:
 
 
 ALL = [
-    *(pytest.param(facts, id=name) for name, facts in CARDS.items()),
+    *(pytest.param(facts, id=name) for name, facts in CARDS.items() if facts.gguf is None),
     pytest.param(replace(MERGED, task_type="SEQ_CLS"), id="classifier"),
     pytest.param(replace(ADAPTER, task_type="SEQ_2_SEQ_LM", has_tokenizer=True), id="seq2seq"),
     *(
@@ -63,7 +71,7 @@ def test_python_parses(facts: CardFacts) -> None:
 
 RECORDERS = "".join(
     f"{name}() {{ printf '%s\\0' {name} \"$@\"; printf '\\0'; }}\n"
-    for name in ("pip", "vllm", "curl")
+    for name in ("pip", "vllm", "curl", "ollama", "llama-server")
 )
 
 
@@ -78,9 +86,9 @@ def commands(facts: CardFacts) -> list[list[str]]:
             check=True,
         )
         assert done.stderr == b""
-        [call, rest] = done.stdout.decode().split("\0\0")
+        *made, rest = done.stdout.decode().split("\0\0")
         assert rest == ""
-        calls.append(call.split("\0"))
+        calls += [call.split("\0") for call in made]
     return calls
 
 
@@ -93,6 +101,26 @@ def test_a_shell_calls_what_it_should_and_nothing_else(facts: CardFacts) -> None
         request = json.loads(call[-1])
         asked = request["messages"][0]["content"] if "messages" in request else request["prompt"]
         assert asked == facts.example_prompt
+
+
+def test_ollama_gets_the_modelfile_and_llama_cpp_the_file() -> None:
+    assert blocks(OLLAMA, "python") == []
+    assert commands(OLLAMA) == [
+        ["ollama", "create", "smollm2-135m-pirate", "-f", "Modelfile"],
+        ["ollama", "run", "smollm2-135m-pirate", OLLAMA.example_prompt],
+        ["llama-server", "-m", "pirate-Q4_K_M.gguf", "--jinja"],
+    ]
+    assert commands(OLLAMA_LOCAL) == [["llama-server", "-m", "fernwald-Q4_0-00001-of-00002.gguf"]]
+    assert commands(GGUF_ADAPTER) == [
+        ["llama-server", "-m", "base.gguf", "--lora", "pirate-lora-F32.gguf", "--jinja"]
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_ollama_is_called_with_words_only(text: str) -> None:
+    calls = commands(poison(OLLAMA, text))
+    assert [call[0] for call in calls] == ["ollama", "ollama", "llama-server"]
+    assert calls[0][2:] == [calls[1][2], "-f", "Modelfile"]
 
 
 def test_vllm_gets_the_pinned_base_and_the_adapter() -> None:
