@@ -94,7 +94,10 @@ _PLANNERS: dict[Target, Planner] = {"ollama": plan_ollama, "gguf-adapter": plan_
 
 
 def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
-    return f"{target}/{source.name} is left out: {reason}"
+    # Without the folder: a plan of the same model is the same wherever its files lie.
+    name = reason.where.rpartition("/")[2]
+    text = LorapackError(reason.what, where=name, expected=reason.expected, found=reason.found)
+    return f"{target}/{source.name} is left out: {text}"
 
 
 def _default_targets(source: AdapterSource) -> tuple[Target, ...]:
