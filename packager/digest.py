@@ -70,12 +70,22 @@ def _read_parts(path: Path) -> Iterator[memoryview]:
 
 
 def hash_files(
-    root: Path, names: Iterable[str], on_bytes: OnBytes | None = None
+    root: Path,
+    names: Iterable[str],
+    on_bytes: OnBytes | None = None,
+    *,
+    remember: bool = True,
 ) -> tuple[FileEntry, ...]:
     """Hashes files below a folder, two at a time, in name order.
 
     A file whose identity (path, device, inode, size, times in nanoseconds) is remembered from
     an earlier run is not read again.
+
+    Args:
+        root: The folder.
+        names: Of the files, relative to it.
+        on_bytes: Progress.
+        remember: Whether to keep what was hashed now for the next run.
 
     Raises:
         InputError: A file is missing or cannot be read.
@@ -84,7 +94,8 @@ def hash_files(
     memory = _Memory()
     with ThreadPoolExecutor(2) as pool:
         hashes = list(pool.map(lambda name: memory.hash(root / name, on_bytes), ordered))
-    memory.save()
+    if remember:
+        memory.save()
     return tuple(
         FileEntry(name, (root / name).stat().st_size, sha256)
         for name, sha256 in zip(ordered, hashes, strict=True)

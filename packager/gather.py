@@ -74,6 +74,7 @@ def gather(
     licensed: bool = True,
     targets: tuple[Target, ...] | None = None,
     digests: Mapping[str, str] | None = None,
+    hollow: Path | None = None,
     progress: Progress,
 ) -> Gathered:
     """Reads adapters and finds their base.
@@ -86,6 +87,7 @@ def gather(
         licensed: Whether the licence has to be known; without a card it need not be.
         targets: Wanted targets, or None for all: some need more from the disk.
         digests: Adapter name → digest of its files, where it is not that of the files there.
+        hollow: For a dry run, an empty folder, as in `resolve_base`.
         progress: Told of hashing and of what a floating revision was resolved to.
 
     Raises:
@@ -100,7 +102,12 @@ def gather(
     progress.stage("identify the base")
     found = [
         locate_base(
-            spec, base, require_lock=require_lock, say=progress.say, on_bytes=progress.advance
+            spec,
+            base,
+            require_lock=require_lock,
+            say=progress.say,
+            on_bytes=progress.advance,
+            hollow=hollow,
         )
         for _, spec in specs
     ]
@@ -139,6 +146,9 @@ def _with_vocabularies(
 
 def _general_facts(gathered: Gathered, source: AdapterSource, digest: str | None) -> GeneralFacts:
     ref, finding = gathered.ref, gathered.finding
+    if digest is None:
+        folder, names = source.spec.directory, source.file_names
+        digest = content_digest(hash_files(folder, names, remember=ref.remembers))
     return GeneralFacts(
         name=source.name,
         license=gathered.base.license,
@@ -147,8 +157,7 @@ def _general_facts(gathered: Gathered, source: AdapterSource, digest: str | None
         base_repo=ref.repo or "",
         base_commit=ref.commit or "",
         base_digest=ref.digest,
-        adapter_digest=digest
-        or content_digest(hash_files(source.spec.directory, source.file_names)),
+        adapter_digest=digest,
     )
 
 

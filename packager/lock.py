@@ -184,10 +184,11 @@ def locate_base(
     require_lock: bool = False,
     say: Say,
     on_bytes: OnBytes | None = None,
+    hollow: Path | None = None,
 ) -> tuple[BaseRef, Evidence]:
     """Finds the base of an adapter: `ref`, else its lock, else its configuration.
 
-    A lock is obeyed however the base was found.
+    A lock is obeyed however the base was found. `hollow` is for a dry run, as in `resolve_base`.
 
     Returns:
         The base, and how it is known to be the one trained on.
@@ -204,7 +205,9 @@ def locate_base(
             where=where,
             hint=f"lorapack lock {adapter.directory} --base REF",
         )
-    base = resolve_base(ref or _named_base(adapter, lock), say=say, on_bytes=on_bytes)
+    base = resolve_base(
+        ref or _named_base(adapter, lock), say=say, on_bytes=on_bytes, hollow=hollow
+    )
     if lock is None:
         _say_what_changed(adapter, base, say)
         return base, "name-and-shape"

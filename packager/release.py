@@ -87,8 +87,16 @@ class Prepared:
     making: Making
 
 
-def plan_request(request: ReleaseRequest, progress: Progress) -> Prepared:
-    """Gathers and plans; the disk is only read.
+def plan_request(
+    request: ReleaseRequest, progress: Progress, *, hollow: Path | None = None
+) -> Prepared:
+    """Gathers and plans; the disk is only read, but that a base on the Hub is fetched.
+
+    Args:
+        request: What is asked for.
+        progress: Told of what happens.
+        hollow: For a dry run, an empty folder: no weights are fetched, and what else is fetched
+            is written there only.
 
     Raises:
         RejectedPlanError: With every problem found.
@@ -106,6 +114,7 @@ def plan_request(request: ReleaseRequest, progress: Progress) -> Prepared:
         require_lock=request.require_lock,
         license_id=options.license,
         targets=options.targets,
+        hollow=hollow,
         progress=progress,
     )
     plan = plan_gathered(gathered, options)

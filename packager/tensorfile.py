@@ -91,7 +91,7 @@ def read_header(path: Path) -> TensorFile:
         size = status.st_size
         with path.open("rb") as file:
             start = file.read(8)
-            length = _header_length(start, size, where)
+            length = header_length(start, size, where)
             raw = file.read(length)
     except OSError as problem:
         raise InputError(
@@ -184,7 +184,18 @@ def check_not_pickle(path: Path) -> None:
         )
 
 
-def _header_length(start: bytes, size: int, where: str) -> int:
+def header_length(start: bytes, size: int, where: str) -> int:
+    """Reads the length of a header, which follows these bytes.
+
+    Args:
+        start: The first eight bytes of the file, or all of a shorter one.
+        size: Of the whole file in bytes.
+        where: The file, for the error.
+
+    Raises:
+        UnsafeInputError: The file is a pickle.
+        InputError: It is too short for its header, or the header too long.
+    """
     length = int.from_bytes(start, "little")
     if len(start) == 8 and 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         return length

@@ -44,6 +44,8 @@ class BaseRef:
         names: Of weights, index, configuration and tokenizer files, in path order.
         identities: Of the same files, as `identify_file` gave them when they were found.
         on_bytes: Progress of hashing.
+        announced: The files as the Hub announces them, where their weights were not fetched.
+        remembers: Whether digests may be kept for the next run.
     """
 
     repo: str | None
@@ -54,6 +56,8 @@ class BaseRef:
     names: tuple[str, ...]
     identities: tuple[str, ...] = field(compare=False, repr=False)
     on_bytes: OnBytes | None = field(default=None, compare=False, repr=False)
+    announced: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
+    remembers: bool = field(default=True, compare=False, repr=False)
 
     @cached_property
     def files(self) -> tuple[FileEntry, ...]:
@@ -62,7 +66,9 @@ class BaseRef:
         Raises:
             InputError: A file cannot be read.
         """
-        return hash_files(self.directory, self.names, self.on_bytes)
+        if self.announced:
+            return tuple(entry for entry in self.announced if entry.path in self.names)
+        return hash_files(self.directory, self.names, self.on_bytes, remember=self.remembers)
 
     def check_unchanged(self) -> None:
         """Refuses a base that was written to since it was found.
@@ -86,13 +92,17 @@ class BaseRef:
         return self.directory.resolve().name
 
 
-def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> BaseRef:
+def resolve_base(
+    ref: str, *, say: Say, on_bytes: OnBytes | None = None, hollow: Path | None = None
+) -> BaseRef:
     """Finds the exact base that `ref` names, downloading it when it is on the Hub.
 
     Args:
         ref: A directory, or `org/name[@revision]`.
         say: Told what a floating revision was resolved to.
         on_bytes: Progress of hashing.
+        hollow: For a dry run, an empty folder: a base on the Hub is laid out in it with the
+            headers of its weights only, and nothing else is written anywhere.
 
     Raises:
         BaseError: Not found, gated, offline, or not a checkpoint.
@@ -100,7 +110,8 @@ def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> Base
     """
     path = find_folder(ref)
     if path is not None:
-        return read_local_base(path, on_bytes=on_bytes)
+        found = read_local_base(path, on_bytes=on_bytes)
+        return replace(found, remembers=hollow is None)
     match = _REPO.fullmatch(ref)
     if match is None or ref.startswith(("/", "./", "../", "~")):
         raise BaseError(
@@ -109,7 +120,9 @@ def resolve_base(ref: str, *, say: Say, on_bytes: OnBytes | None = None) -> Base
             expected="a folder, or org/name[@revision] on the Hub",
             hint="give the base with --base",
         )
-    return _fetch_hub_base(match["repo"], match["revision"], say=say, on_bytes=on_bytes)
+    return _fetch_hub_base(
+        match["repo"], match["revision"], say=say, on_bytes=on_bytes, hollow=hollow
+    )
 
 
 def is_pin(repo: str, commit: str | None) -> bool:
@@ -166,15 +179,20 @@ def _snapshot_origin(directory: Path) -> tuple[str | None, str | None]:
 
 
 def _fetch_hub_base(
-    repo: str, revision: str | None, *, say: Say, on_bytes: OnBytes | None
+    repo: str, revision: str | None, *, say: Say, on_bytes: OnBytes | None, hollow: Path | None
 ) -> BaseRef:
     from packager import hub  # the Hub's client is only loaded when the base is there
 
     remote = hub.resolve_repo(repo, revision)
     if remote.floating:
         say(f"base {repo}@{remote.requested_revision or 'main'} is commit {remote.commit}")
-    directory = hub.fetch_files(remote, hub.wanted_base_files(remote), on_bytes)
-    local = read_local_base(directory, on_bytes=on_bytes)
+    names = hub.wanted_base_files(remote)
+    if hollow is None:
+        local = read_local_base(hub.fetch_files(remote, names, on_bytes), on_bytes=on_bytes)
+    else:
+        folder = hollow / f"{remote.repo.replace('/', '--')}@{remote.commit}"
+        announced = hub.fetch_hollow(remote, names, folder)
+        local = replace(read_local_base(folder), announced=announced, remembers=False)
     return replace(
         local, repo=remote.repo, commit=remote.commit, gated=remote.gated, license=remote.license
     )

@@ -27,7 +27,7 @@ def _write_utf8() -> None:
 
 
 def _mute_libraries() -> None:
-    """Keeps warnings that libraries log to nobody in particular, as bitsandbytes does, off stderr."""
+    """Keeps off stderr what libraries log to nobody in particular, as bitsandbytes does."""
     if logging.lastResort is not None:
         logging.lastResort.setLevel(logging.ERROR)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def command(as_json: bool, **given: Any) -> None:
     from packager.release import plan_request
 
     request = parse_request(Given(**given), Path())
-    with TerminalProgress() as progress:
-        plan = plan_request(request, progress).plan
+    with tempfile.TemporaryDirectory(prefix="lorapack-") as hollow, TerminalProgress() as progress:
+        plan = plan_request(request, progress, hollow=Path(hollow)).plan
     if as_json:
         print_json(plan_document(plan))
     else:

@@ -1,6 +1,6 @@
 """A Hub on 127.0.0.1 that the real huggingface_hub client can talk to. See server.LoopbackHub.
 
-Not spoken: Xet storage, pull requests, datasets and Spaces.
+Not spoken: pull requests, datasets and Spaces.
 """
 
 from tests.loopback_hub.client import Client
