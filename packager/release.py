@@ -29,12 +29,14 @@ from packager.plan.choice import record_choices
 from packager.plan.gguf import map_source
 from packager.progress import Progress
 from packager.recipe import plan_gathered
-from packager.verify.proof import Level, Proof, render_proof
+from packager.verify.proof import Level, Proof, TargetProof, render_proof
 
 if TYPE_CHECKING:
     from packager.gguf.imatrix import Imatrix
 
 _REPORT_BYTES = 64 << 20
+_MUCH_LOST = 0.25
+"""Share of a tensor's change that rounding took; in float32 it is a millionth."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +262,20 @@ def require_passed(proof: Proof) -> None:
                 where=f"{target.target}/{target.name}",
                 expected="every check to hold",
                 found="; ".join(target.problems[:8]),
-                hint="run again; if it stays, report it with the output of lorapack plan --json",
+                hint=_way_out(target),
             )
+
+
+def _way_out(target: TargetProof) -> str:
+    """Says what to do about a failed check: where every weight is right, rounding is at fault."""
+    weights = target.weights
+    if weights is not None and not weights.problems and target.target == "merged":
+        shares = [figure.lost_to_rounding for figure in weights.figures]
+    else:
+        shares = []
+    if max(shares, default=0.0) > _MUCH_LOST:
+        return "this type of weights holds too little of so small a change: add --dtype float32"
+    return "run again; if it stays, report it with the output of lorapack plan --json"
 
 
 def _write_cards(
