@@ -84,6 +84,25 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert "Error: " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (("lorapack", "in"), ["inspect"]),
+        (("lorapack", "release", "--max-s"), ["--max-shard-size"]),
+        (("lorapack", "verify", "bundle", "--level", "w"), ["weights"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(
+    line: tuple[str, ...], wanted: list[str]
+) -> None:
+    variables = {"COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(line) - 1)}
+    done = lorapack(environment={"_LORAPACK_COMPLETE": "bash_complete", **variables})
+    assert (done.code, done.err) == (0, "")
+    assert [row.partition(",")[2] for row in done.out.splitlines()] == wanted
+    script = lorapack(environment={"_LORAPACK_COMPLETE": "bash_source"})
+    assert "complete -o nosort -F _lorapack_completion lorapack" in script.out
+
+
 def fail_inspect(folder: Path) -> list[Any]:
     return ["inspect", folder / "nowhere"]
 
