@@ -60,6 +60,9 @@ def open_program(
 ) -> Iterator[IO[bytes]]:
     """Runs a program whose output is read while it is made. Leaving the context ends it.
 
+    Only who misses output asks how the program did, by raising EOFError: what has been read is
+    whole, whatever becomes of the program afterwards.
+
     Args:
         command: As of `run_program`, like the others.
         seconds: Time limit, waiting for the reader included.
@@ -67,7 +70,7 @@ def open_program(
         environment: All of its environment, or None for this process's.
 
     Yields:
-        Its standard output. Who finds it to end too early raises EOFError.
+        Its standard output.
 
     Raises:
         ProcessError: It cannot be started, fails, takes too long, or says less than it should.
@@ -84,23 +87,18 @@ def open_program(
         late = threading.Event()
         timer = threading.Timer(seconds, _end, (process, late))
         timer.start()
-        early = False
         try:
             assert process.stdout is not None
             yield process.stdout
-        except EOFError:
-            early = True
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            _close(process)
-            timer.cancel()
-        if late.is_set():
-            raise _too_slow(command, seconds)
-        if process.returncode != 0 or early:
+        except EOFError as problem:
+            process.wait()
+            if late.is_set():
+                raise _too_slow(command, seconds) from problem
             errors.seek(max(0, errors.seek(0, 2) - _KEPT_BYTES))
-            raise _failed(command, process.returncode, errors.read())
+            raise _failed(command, process.returncode, errors.read()) from problem
+        finally:
+            timer.cancel()
+            _close(process)
 
 
 def _end(process: subprocess.Popen[bytes], late: threading.Event) -> None:
@@ -109,7 +107,8 @@ def _end(process: subprocess.Popen[bytes], late: threading.Event) -> None:
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
-    """Waits for the end of a program whose output nobody reads any more."""
+    """Ends a program whose output nobody reads any more."""
+    process.kill()
     if process.stdout is not None:
         process.stdout.close()
     process.wait()

@@ -109,6 +109,7 @@ def _gather_again(
     gathered = gather(
         folders,
         base=base or _base_of(manifest.base),
+        license_id=manifest.base.license,
         licensed=False,
         targets=tuple({item.target: None for item in manifest.targets}),
         digests={item.name: item.digest for item in manifest.adapters},

@@ -277,6 +277,8 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
     if target.gguf is not None:
         largest = max(variant.total_bytes for variant in list_variants(target))
         needed = max(needed, llama_bytes(largest, rows))
+    if target.gguf_lora is not None:
+        needed = max(needed, llama_bytes(index.weights_bytes, rows))
     if needed > free:
         return (
             f"needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free; "

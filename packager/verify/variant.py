@@ -14,7 +14,7 @@ from torch import Tensor
 
 from packager.errors import ProofError
 from packager.verify.behaviour import OnStep, Truth, compare
-from packager.verify.judge import gguf_bounds
+from packager.verify.judge import Bounds, gguf_bounds
 from packager.verify.llama import Answer, LlamaRun, run_llama
 from packager.verify.proof import BehaviourCheck, EndingCheck
 
@@ -45,7 +45,7 @@ def check_gguf(
         model, truth.passages, prompts=prompts, most=MOST_ANSWER_TOKENS, end=truth.end
     ) as run:
         logits = _told(run, truth, quant, progress)
-        check = compare(truth, logits, bounds=gguf_bounds(quant, parameters))
+        check = compare(truth, logits, bounds=_bounds(run, quant, parameters))
         answers, knows_end = run.answers, run.knows_end
     return check, _judge_endings(answers, truth, knows_end) if prompts else None
 
@@ -76,7 +76,12 @@ def check_gguf_adapter(
     """
     with run_llama(base, truth.passages, adapter=adapter, scale=scale) as run:
         logits = _told(run, truth, "LoRA", progress)
-        return compare(truth, logits, bounds=gguf_bounds(quant, parameters))
+        return compare(truth, logits, bounds=_bounds(run, quant, parameters))
+
+
+def _bounds(run: LlamaRun, quant: str, parameters: int) -> Bounds:
+    """A float32 file is as good as its cache, which some versions of llama.cpp keep in float16."""
+    return gguf_bounds(quant if run.exact_cache or quant != "F32" else "F16", parameters)
 
 
 def _told(run: LlamaRun, truth: Truth, what: str, progress: OnStep | None) -> Iterator[Tensor]:
