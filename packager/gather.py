@@ -19,7 +19,7 @@ from packager.filekind import (
     list_model_files,
 )
 from packager.gguf.general import GeneralFacts
-from packager.license import LicenseFinding, choose_license, find_license
+from packager.license import LicenseFinding, choose_license, find_license, name_other
 from packager.lock import locate_base
 from packager.manifest import Evidence, Target
 from packager.plan import AdapterSource, BaseSource
@@ -84,7 +84,8 @@ def gather(
         base: `--base`.
         require_lock: `--require-lock`.
         license_id: `--license`.
-        licensed: Whether the licence has to be known; without a card it need not be.
+        licensed: Whether the licence has to be known, and `license_id` to agree with it; without
+            a card it need not be.
         targets: Wanted targets, or None for all: some need more from the disk.
         digests: Adapter name → digest of its files, where it is not that of the files there.
         hollow: For a dry run, an empty folder, as in `resolve_base`.
@@ -113,8 +114,8 @@ def gather(
     ]
     ref = _one_base(specs, [ref for ref, _ in found])
     evidence: Evidence = "lock" if all(kind == "lock" for _, kind in found) else "name-and-shape"
-    finding = find_license(ref.directory)
-    chosen = choose_license(finding, license_id) if licensed else finding.id or ""
+    finding = name_other(find_license(ref.directory), license_id)
+    chosen = choose_license(finding, license_id) if licensed else license_id or finding.id or ""
     index = read_base(ref.directory)
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)

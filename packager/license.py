@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,21 @@ def find_license(base_dir: Path) -> LicenseFinding:
     return LicenseFinding(None, None, None, "", documents)
 
 
+def name_other(finding: LicenseFinding, wanted: str | None) -> LicenseFinding:
+    """Lets a licence file stand for a licence that has no name, where the user asks for `other`.
+
+    Args:
+        finding: What the base says.
+        wanted: The user's `--license`, or None.
+    """
+    texts = [name for name in finding.documents if _LICENSE_NAME.fullmatch(name)]
+    if wanted != "other" or not texts:
+        return finding
+    return replace(
+        finding, name=finding.name or "license-of-the-base", link=finding.link or texts[0]
+    )
+
+
 def choose_license(finding: LicenseFinding | None, wanted: str | None) -> str:
     """Returns the licence id of a release.
 
@@ -121,7 +136,8 @@ def choose_license(finding: LicenseFinding | None, wanted: str | None) -> str:
             "the licence `other` needs a name and a link",
             where=finding.source if finding else "--license",
             expected="license_name and license_link in the YAML block of the base's README.md",
-            hint="add both lines to the base's README.md, or give the licence with --license ID",
+            hint="give --license other where a licence file lies in the base; else add both lines "
+            "to the README.md of a copy of it",
         )
     return chosen
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from packager.errors import LicenseError
-from packager.license import HUB_LICENSES, LicenseFinding, choose_license, find_license
+from packager.license import (
+    HUB_LICENSES,
+    LicenseFinding,
+    choose_license,
+    find_license,
+    name_other,
+)
 from packager.obligation import display_text, name_prefix, notice_text, obligations
 from tests.test_licensetext import APACHE, BSD_3, LLAMAS, MIT, llama_like
 
@@ -241,6 +247,26 @@ def test_other_needs_a_name_and_a_link() -> None:
     assert choose_license(named, "other") == "other"
     with pytest.raises(LicenseError, match="binds"):
         choose_license(named, "mit")
+
+
+@pytest.mark.parametrize("lines", [(), ("license: other",), ("license: unknown",)])
+def test_a_licence_file_stands_for_an_other_without_a_name(
+    base: Path, lines: tuple[str, ...]
+) -> None:
+    write(base, README__md=readme(*lines), LICENSE="Our own terms.", NOTICE="(c) us")
+    found = name_other(find_license(base), "other")
+    assert choose_license(found, "other") == "other"
+    assert (found.name, found.link) == ("license-of-the-base", "LICENSE")
+    assert name_other(find_license(base), None) == find_license(base)
+    named = ("license: other", "license_name: ours", "license_link: https://example.org/ours")
+    write(base, README__md=readme(*named))
+    assert name_other(find_license(base), "other") == find_license(base)
+
+
+def test_a_notice_is_no_licence_file(base: Path) -> None:
+    write(base, README__md=readme("license: other"), NOTICE="(c) us")
+    with pytest.raises(LicenseError, match="name and a link"):
+        choose_license(name_other(find_license(base), "other"), "other")
 
 
 def test_an_unnamed_other_and_a_family_may_be_made_precise() -> None:
