@@ -212,5 +212,9 @@ def _as_proof_error(model: Path) -> Iterator[None]:
         if problem.where:
             raise
         raise ProofError(
-            problem.what, where=str(model), found=problem.found, hint=problem.hint
+            problem.what,
+            where=str(model),
+            expected=problem.expected,
+            found=problem.found,
+            hint=problem.hint,
         ) from problem

@@ -33,7 +33,7 @@ _GAP = 9.0
 _MAX_Y_TICKS = 8
 _LOWEST = -6
 """Exponent of the smallest KL that is told apart: nobody can tell anything below from zero."""
-_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+_STEPS = (1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
 _LEAST_TICK_GAP = 62.0
 
 

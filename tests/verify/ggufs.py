@@ -15,7 +15,7 @@ from packager.plan import AdapterSource, BaseSource, GgufPlan, ReleaseOptions
 from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.rule import plan_tensors
 from packager.progress import Silent
-from packager.quantise import WeightSources, write_gguf
+from packager.quantise import Importance, WeightSources, write_gguf
 from packager.sinks.ggufadapter import write_gguf_lora
 from packager.stream import adapter_tensors
 from packager.verify.truthrows import TruthSources
@@ -40,7 +40,14 @@ class Made:
         return self.folder / file.path
 
 
-def make_ggufs(base: Path, adapter: Path, folder: Path, *quants: str, lost: bool = False) -> Made:
+def make_ggufs(
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    *quants: str,
+    lost: bool = False,
+    importance: Importance | None = None,
+) -> Made:
     """Writes base + adapter in each quantisation, or as if the adapter had been lost on the way."""
     index, source = read_base(base), adapter_source(adapter)
     merged, problems = plan_tensors(source, index, "F32")
@@ -57,7 +64,7 @@ def make_ggufs(base: Path, adapter: Path, folder: Path, *quants: str, lost: bool
     files = tuple(it for name in quants for it in plan_files(model, parse_quant(name), name))
     folder.mkdir(parents=True, exist_ok=True)
     sources = WeightSources(used, index.tensors, refs)
-    write_gguf(folder, model, files, sources, threads=1, progress=Silent())
+    write_gguf(folder, model, files, sources, threads=1, progress=Silent(), importance=importance)
     plan = GgufPlan(
         architecture=model.architecture,
         keys=model.keys,

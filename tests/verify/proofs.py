@@ -9,12 +9,14 @@ from packager.verify.judge import MERGED_BOUNDS, judge
 from packager.verify.proof import (
     SCHEMA_VERSION,
     BehaviourCheck,
+    ChatCheck,
     FilesCheck,
     Proof,
     TargetProof,
     TensorFigure,
     WeightsCheck,
 )
+from tests.card_facts import make_variant
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[31m\u202e{{7*7}}"
 SCRIPTS = "海賊 قرصان समुद्री डाकू 🏴‍☠️"
@@ -72,6 +74,18 @@ def make_adapter_target() -> TargetProof:
     return TargetProof(
         "adapter", "pirate", FilesCheck(7, 9_800_000, ()), weights, None, {"behaviour": reason}
     )
+
+
+def make_gguf_target(**change: object) -> TargetProof:
+    target = TargetProof(
+        "ollama", "pirate", FilesCheck(9, 250_300_000, ()), None, None, {},
+        variants=(
+            make_variant("Q4_K_M", 105_454_208, 0.153, 0.0388),
+            make_variant("Q8_0", 144_811_136, 0.01, 0.00567),
+        ),
+        chat=ChatCheck(8, 8, ()),
+    )  # fmt: skip
+    return replace(target, **change)
 
 
 def make_proof(*targets: TargetProof, **change: object) -> Proof:

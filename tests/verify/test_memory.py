@@ -7,7 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from packager.plan import ReleaseOptions
+from packager.progress import Silent
+from packager.release import ReleaseRequest, release
+from packager.verify import check
 from packager.verify.memory import available_bytes, behaviour_bytes
+from tests.models import make_adapter, make_llama
 
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   16000000 kB\n"
 
@@ -45,3 +50,36 @@ def test_grows_with_the_model_and_the_vocabulary() -> None:
     small, wide = behaviour_bytes(10**9, 32_000), behaviour_bytes(10**9, 256_000)
     assert 4 * 10**9 < small < wide < 9 * 10**9
     assert behaviour_bytes(8 * 10**9, 32_000) - small == pytest.approx(7 * 4.4 * 10**9)
+
+
+class Heard(Silent):
+    """Keeps the lines for the user."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_release_that_does_not_fit_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's figures are given; what they lead to is real."""
+    base = make_llama(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    options = ReleaseOptions(targets=("merged",))
+    request = ReleaseRequest(((None, adapter),), tmp_path / "out", str(base), options=options)
+    monkeypatch.setattr(check, "available_bytes", lambda: 100 << 20)
+    heard = Heard()
+    made = release(request, heard)
+    (target,) = made.proof.targets
+    assert target.behaviour is None
+    assert target.weights is not None
+    reason = target.skipped["behaviour"]
+    assert "0.1 GiB are free; run lorapack verify on a larger machine" in reason
+    assert f"note: merged/adapter: behaviour not checked: {reason}" in heard.lines
+    report = (tmp_path / "out/report/report.html").read_text(encoding="utf-8")
+    assert "0.1 GiB are free" in report
+    card = (tmp_path / "out/merged/adapter/README.md").read_text(encoding="utf-8")
+    assert "**Not checked:** behaviour" in card

@@ -15,8 +15,10 @@ from tests.verify.browser import Page
 from tests.verify.proofs import (
     HOSTILE,
     SCRIPTS,
+    make_adapter_target,
     make_behaviour,
     make_figures,
+    make_gguf_target,
     make_proof,
     make_target,
     make_weights,
@@ -71,8 +73,28 @@ def test_opens_without_a_complaint_or_a_request(page: Page, tmp_path: Path) -> N
     assert dots == ["0/401", "0/401", "0/92", "0/92"]
 
 
+def test_quantisations_have_a_table_and_a_picture(page: Page, tmp_path: Path) -> None:
+    text = _open(page, make_proof(make_gguf_target()), tmp_path)
+    assert page.complaints() == []
+    rows = page.evaluate(
+        "[...document.querySelectorAll('h3 + .scroll tbody tr')].map(r => r.innerText)"
+    )
+    assert [re.split(r"\s*\t\s*", row) for row in rows] == [
+        ["Q4_K_M", "105 MB", "0.153", "3.06", "84.7\u00a0%", "1.0306", "88.4\u00a0%"],
+        ["Q8_0", "145 MB", "0.0100", "0.200", "99.0\u00a0%", "1.0020", "99.24\u00a0%"],
+    ]
+    for words in (
+        "the base without the adapter: 1.32", "8 of 8 conversations give llama.cpp the same tokens",
+        "6 of 6 answers ended by themselves within 256 tokens", "3.88\u00a0%", "0.567\u00a0%",
+        "This release does what the adapter learned", "58 of 544 tensors of 2 files made again",
+        "rounds not only weights but also what it multiplies them with",
+    ):  # fmt: skip
+        assert words in text, words
+    assert page.evaluate("document.querySelectorAll('.point').length") == 2
+
+
 def test_pictures_stay_inside_their_frame(page: Page, tmp_path: Path) -> None:
-    _open(page, make_proof(), tmp_path)
+    _open(page, make_proof(make_adapter_target(), make_target(), make_gguf_target()), tmp_path)
     beyond = page.evaluate(
         "[...document.querySelectorAll('svg[role=img]')].flatMap(s => { const f = "
         "s.getBoundingClientRect(); return [...s.querySelectorAll('text,rect,path,line')].filter("
@@ -86,7 +108,8 @@ def test_pictures_stay_inside_their_frame(page: Page, tmp_path: Path) -> None:
 def test_text_can_be_read_in_light_and_dark(page: Page, tmp_path: Path, dark: bool) -> None:
     """Contrast of every text with what lies under it, by WCAG 2's own formula: at least 4.5."""
     failing = make_target(behaviour=make_behaviour(loss=1.0))
-    _open(page, make_proof(make_target(), failing, make_target(files=None)), tmp_path)
+    targets = (make_target(), failing, make_target(files=None), make_gguf_target())
+    _open(page, make_proof(*targets), tmp_path)
     page.picture(tmp_path / "page.png", dark=dark)
     worst = page.evaluate(
         """(() => {

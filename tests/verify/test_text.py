@@ -17,7 +17,7 @@ from packager.verify.figure import (
     describe_small_share,
     printable,
 )
-from packager.verify.proof import FilesCheck
+from packager.verify.proof import ChatCheck, FilesCheck, VariantProof
 from packager.verify.text import render_proof_text
 from packager.verify.wording import judge_proof
 from tests.verify.proofs import (
@@ -25,6 +25,7 @@ from tests.verify.proofs import (
     SCRIPTS,
     make_adapter_target,
     make_behaviour,
+    make_gguf_target,
     make_proof,
     make_target,
     make_weights,
@@ -45,6 +46,55 @@ def test_failed(check_golden: Callable[[str, str], None]) -> None:
         behaviour=make_behaviour(loss=1.0),
     )
     check_golden("proof/failed.txt", render_proof_text(make_proof(make_adapter_target(), target)))
+
+
+def test_gguf(check_golden: Callable[[str, str], None]) -> None:
+    good = make_gguf_target()
+    first, second = good.variants
+    assert first.behaviour is not None
+    assert first.weights is not None
+    assert first.ending is not None
+    bad = replace(
+        good,
+        name="lost",
+        variants=(
+            replace(
+                first,
+                weights=replace(first.weights, problems=("blk.0.attn_q.weight is missing",)),
+                behaviour=replace(first.behaviour, problems=("kl_mean is 1.9, more than 1.5",)),
+                ending=replace(first.ending, ended=0, problems=("none of 3 answers ended",)),
+            ),
+            replace(second, weights=None, behaviour=None, ending=None),
+        ),
+        chat=ChatCheck(8, 7, ("system: token 5 differs",)),
+    )
+    assert good.passed
+    assert bad.problems == (
+        "Q4_K_M: blk.0.attn_q.weight is missing",
+        "Q4_K_M: kl_mean is 1.9, more than 1.5",
+        "Q4_K_M: none of 3 answers ended",
+        "system: token 5 differs",
+    )
+    check_golden("proof/gguf.txt", render_proof_text(make_proof(good, bad)))
+
+
+def test_a_quantisation_that_hides_the_adapter_says_so() -> None:
+    [first, _] = make_gguf_target().variants
+    assert first.behaviour is not None
+    hidden = replace(first, behaviour=replace(first.behaviour, thresholds={"kl_mean": 1.5}))
+    text = render_proof_text(make_proof(make_gguf_target(variants=(hidden,))))
+    assert "Q4_K_M: effect below its noise, mean KL 0.153 nats" in text
+    assert "little about it" in text
+
+
+def test_levels_of_gguf_that_were_not_run_say_why() -> None:
+    bare = tuple(VariantProof(it.quant, it.path, 1) for it in make_gguf_target().variants)
+    target = make_gguf_target(
+        variants=bare, chat=None, skipped={"weights": "not asked for", "behaviour": "no memory"}
+    )
+    text = render_proof_text(make_proof(target))
+    assert "not checked: not asked for" in text
+    assert "not checked: no memory" in text
 
 
 def test_partial(check_golden: Callable[[str, str], None]) -> None:
