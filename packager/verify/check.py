@@ -86,22 +86,25 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
     """
     gathered = request.gathered
     with (
-        ThreadPoolExecutor(1, thread_name_prefix="files") as pool,
+        ThreadPoolExecutor(2, thread_name_prefix="files") as pool,
         References(gathered, _Steps(progress)) as references,
     ):
         files = pool.submit(_check_all_files, request, progress)
         if request.sample_bytes is None:
             files.result()
-        # A sample is recomputed while files are read: one waits for the disk, one for the cores.
+        # A sample is recomputed, and the base hashed, while files are read: one waits for the
+        # disk, the others for the cores.
+        base = pool.submit(lambda: gathered.ref.digest)
         targets = tuple(
             _prove_target(request, target, files, references, progress)
             for target in request.plan.targets
         )
+        base_digest = base.result()
     return Proof(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base=gathered.ref.title,
-        base_digest=gathered.ref.digest,
+        base_digest=base_digest,
         evidence=gathered.base.evidence,
         adapters={source.name: adapter_digest(source) for source in gathered.adapters},
         versions=library_versions(),
@@ -145,7 +148,10 @@ def describe_machine() -> str:
 def _check_all_files(request: ProofRequest, progress: Progress) -> FilesCheck | None:
     if "files" not in request.levels:
         return None
-    progress.stage("check files", sum(entry.size for entry in request.entries))
+    total = sum(entry.size for entry in request.entries)
+    if "files" not in vars(request.gathered.ref):
+        total += request.gathered.base.index.weights_bytes
+    progress.stage("check files", total)
     return check_files(request.bundle, request.entries, progress.advance)
 
 
@@ -212,6 +218,9 @@ def _prove_weights(
     folder = request.bundle / target.path
     if target.target == "adapter":
         return replace(proof, weights=_check_adapter(source, folder))
+    if target.converter is not None:
+        proof.skipped["weights"] = "converted by another program; its behaviour is measured"
+        return proof
     if target.gguf_lora is not None:
         return replace(proof, weights=check_gguf_lora(target.gguf_lora, folder, source.spec))
     index = request.gathered.base.index
