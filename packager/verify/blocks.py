@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from packager.digest import OnBytes
-from packager.errors import InputError
 from packager.gguf.block import BLOCKS, PLAIN_TYPES, BlockType, row_bytes
 from packager.gguf.ggml import load_ggml
 from packager.gguf.layout import PlacedTensor
 from packager.plan import GgufPlan
 from packager.stream import single_threaded_torch
+from packager.verify.blockdata import dequantise_rows, read_data, square_error, square_sum
+from packager.verify.blockfigure import Sums, add_change, judge, judge_blind
 from packager.verify.blockfile import check_headers
 from packager.verify.proof import BlocksCheck
 from packager.verify.truthrows import Rows, TruthSources, stream_truth
@@ -36,27 +36,13 @@ Importance = Mapping[str, NDArray[np.float32]]
 SAMPLE_VALUES = 48 << 20
 """How many values of a file `release` recomputes at once after writing."""
 
-_LEAST_EQUAL = 0.5
-"""Share of blocks that must be the very ones. Measured above 0.999; compilers may round ggml's own
-arithmetic differently on another processor. Without the adapter next to none are."""
+_MATRIX_KEY = "quantize.imatrix.file"
+"""Source: llama.cpp 0c1e57098, include/llama.h, LLM_KV_QUANTIZE_IMATRIX_FILE."""
 
 _WORKERS = 2
 _LAYER = re.compile(r"^blk\.\d+\.")
 _16BIT = {"BF16": torch.bfloat16, "F16": torch.float16}
 _PLAIN: dict[str, torch.dtype] = {**_16BIT, "F32": torch.float32}
-
-
-@dataclass
-class _Sums:
-    """Running figures of one tensor."""
-
-    blocks: int = 0
-    equal: int = 0
-    truth: float = 0.0
-    error: float = 0.0
-    again: float = 0.0
-    from_16bit: float = 0.0
-    bad_row: int | None = None
 
 
 def check_blocks(
@@ -88,10 +74,11 @@ def check_blocks(
     problems = list(check_headers(plan, files, folder))
     placed = [(folder / file.path, item) for file in files for item in file.tensors]
     chosen = placed if sample_values is None else _choose_sample(placed, sample_values)
-    checker = _Checker(plan, sources, importance or {})
-    figures: list[_Sums] = []
+    made_with_matrix = any(key.name == _MATRIX_KEY for file in files for key in file.keys)
+    checker = _Checker(plan, sources, importance or {}, made_with_matrix and importance is None)
+    figures: list[Sums] = []
 
-    def check(item: tuple[Path, PlacedTensor]) -> tuple[_Sums, str]:
+    def check(item: tuple[Path, PlacedTensor]) -> tuple[Sums, str]:
         result = checker.check(*item)
         if on_bytes is not None:
             on_bytes(item[1].tensor.nbytes)
@@ -101,13 +88,16 @@ def check_blocks(
         for sums, problem in pool.map(check, chosen if not problems else []):
             figures.append(sums)
             problems += [problem] if problem else []
-    return _summarise(figures, chosen, placed, checker.rounded_to, tuple(problems))
+    return _summarise(figures, chosen, placed, checker, tuple(problems))
 
 
 class _Checker:
     """Checks single tensors; shared by threads."""
 
-    def __init__(self, plan: GgufPlan, sources: TruthSources, importance: Importance) -> None:
+    def __init__(
+        self, plan: GgufPlan, sources: TruthSources, importance: Importance, blind: bool
+    ) -> None:
+        self.blind = blind
         self._tensors = {tensor.name: tensor for tensor in plan.tensors}
         self._merged = {tensor.name: tensor for tensor in plan.merged}
         self._sources = sources
@@ -116,25 +106,27 @@ class _Checker:
         dtypes = [ref.dtype for ref in sources.base.values()]
         self.rounded_to = "BF16" if dtypes.count("BF16") >= dtypes.count("F16") else "F16"
 
-    def check(self, path: Path, placed: PlacedTensor) -> tuple[_Sums, str]:
+    def check(self, path: Path, placed: PlacedTensor) -> tuple[Sums, str]:
         """Returns the figures of one tensor, and what is wrong with it, or nothing."""
         kind = placed.tensor.type
         tensor = self._tensors[placed.tensor.name]
-        sums = _Sums()
+        sums = Sums()
         nbytes = row_bytes(kind, placed.tensor.shape[-1])
         for rows in stream_truth(tensor, self._merged, self._sources):
             count = rows.truth.shape[0]
-            stored = _read(path, placed.offset + rows.first * nbytes, count * nbytes)
+            stored = read_data(path, placed.offset + rows.first * nbytes, count * nbytes)
             if kind in PLAIN_TYPES:
                 self._compare_plain(kind, stored, rows, sums)
             else:
                 weights = self._weights_of(tensor.name, rows)
                 self._compare_blocks(kind, stored, rows, weights, sums)
-        return sums, _judge(placed, sums)
+        return sums, judge_blind(placed, sums) if self.blind else judge(placed, sums)
 
     def _weights_of(self, name: str, rows: Rows) -> NDArray[np.float32] | None:
         weights = self._importance.get(name)
-        if weights is None:
+        shape = self._tensors[name].shape
+        # As for the writer, weights of another size than the tensor's are none.
+        if weights is None or weights.size != math.prod(shape[:-2]) * shape[-1]:
             return None
         width = rows.truth.shape[1]
         return np.ascontiguousarray(weights.reshape(-1, width)[rows.matrix], np.float32)
@@ -145,7 +137,7 @@ class _Checker:
         stored: NDArray[np.uint8],
         rows: Rows,
         weights: NDArray[np.float32] | None,
-        sums: _Sums,
+        sums: Sums,
     ) -> None:
         truth = rows.truth
         wanted = self._quantise(kind, truth, weights)
@@ -154,33 +146,35 @@ class _Checker:
         sums.blocks += len(equal)
         sums.equal += int(equal.sum())
         width = truth.shape[1]
-        sums.error += _square_error(kind, stored, width, truth)
-        sums.again += _square_error(kind, wanted, width, truth)
-        sums.truth += _square_sum(truth)
-        if rows.is_changed:
+        found = torch.from_numpy(dequantise_rows(kind, stored, width)).double()
+        add_change(rows, found, sums)
+        sums.error += square_sum(found - truth)
+        sums.again += square_error(kind, wanted, width, truth)
+        sums.truth += square_sum(truth)
+        if rows.change is not None:
             rounded = truth.to(_16BIT[self.rounded_to]).double()
             detour = self._quantise(kind, rounded, weights)
-            sums.from_16bit += _square_error(kind, detour, width, truth)
+            sums.from_16bit += square_error(kind, detour, width, truth)
 
     def _compare_plain(
-        self, kind: BlockType, stored: NDArray[np.uint8], rows: Rows, sums: _Sums
+        self, kind: BlockType, stored: NDArray[np.uint8], rows: Rows, sums: Sums
     ) -> None:
         """Single values are right to half a unit in the last place, a float32's to one.
 
         The merge in float32 may be off by a few units of float32 where large terms cancel: `slack`.
         """
         truth = rows.truth
-        found = torch.from_numpy(_dequantise(kind, stored, truth.shape[1])).double()
+        found = torch.from_numpy(dequantise_rows(kind, stored, truth.shape[1])).double()
         share = 1.0 if kind == "F32" else 0.5
         allowed = share * unit_of(truth.contiguous(), kind) * (1 + 2.0**-10) + rows.slack
         bad = ~((found - truth).abs() <= allowed)
         if sums.bad_row is None and bool(bad.any()):
             sums.bad_row = rows.first + int(bad.any(dim=1).nonzero()[0])
-        sums.error += _square_sum(found - truth)
-        sums.truth += _square_sum(truth)
-        if rows.is_changed:
+        sums.error += square_sum(found - truth)
+        sums.truth += square_sum(truth)
+        if rows.change is not None:
             detour = truth.to(_16BIT[self.rounded_to]).to(_PLAIN[kind]).double()
-            sums.from_16bit += _square_sum(detour - truth)
+            sums.from_16bit += square_sum(detour - truth)
 
     def _quantise(
         self, kind: BlockType, rows: torch.Tensor, weights: NDArray[np.float32] | None
@@ -191,42 +185,28 @@ class _Checker:
         return out
 
 
-def _judge(placed: PlacedTensor, sums: _Sums) -> str:
-    name = placed.tensor.name
-    if sums.bad_row is not None:
-        return f"{name} is not base + adapter, first in row {sums.bad_row}"
-    if sums.blocks and sums.equal < _LEAST_EQUAL * sums.blocks:
-        return (
-            f"{name} is not base + adapter: {sums.equal} of {sums.blocks} blocks are what ggml "
-            "makes of it"
-        )
-    # Equal blocks have equal errors; the others are near-ties, whose errors are nearly equal.
-    if sums.blocks and not sums.error <= 1.01 * sums.again + 1e-12 * sums.truth:
-        return f"{name} lies further from base + adapter than quantising it explains"
-    return ""
-
-
 def _summarise(
-    figures: list[_Sums],
+    figures: list[Sums],
     chosen: list[tuple[Path, PlacedTensor]],
     placed: list[tuple[Path, PlacedTensor]],
-    rounded_to: str,
+    checker: _Checker,
     problems: tuple[str, ...],
 ) -> BlocksCheck:
     # Only changed tensors have come the 16-bit way: the others are 16-bit in the base already.
     changed = [sums for sums in figures if sums.from_16bit]
     truth = math.fsum(sums.truth for sums in changed) or 1.0
     blocks = sum(sums.blocks for sums in figures)
+    equal = sum(sums.equal for sums in figures)
     done = [item.tensor.type for _, item in chosen]
     total = [item.tensor.type for _, item in placed]
     return BlocksCheck(
         checked=len(figures),
         total=len(placed),
         by_type={kind: (done.count(kind), total.count(kind)) for kind in sorted(set(total))},
-        equal_blocks=sum(sums.equal for sums in figures) / blocks if blocks else 1.0,
+        equal_blocks=None if checker.blind else equal / blocks if blocks else 1.0,
         error=math.sqrt(math.fsum(sums.error for sums in changed) / truth),
         error_from_16bit=math.sqrt(math.fsum(sums.from_16bit for sums in changed) / truth),
-        rounded_to=rounded_to,
+        rounded_to=checker.rounded_to,
         problems=problems,
     )
 
@@ -251,44 +231,3 @@ def _choose_sample(
 
 def _count(placed: PlacedTensor) -> int:
     return math.prod(placed.tensor.shape)
-
-
-def _read(path: Path, offset: int, count: int) -> NDArray[np.uint8]:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(count)
-    except OSError as problem:
-        raise InputError(
-            "a GGUF file cannot be read", where=str(path), found=problem.strerror or "an I/O error"
-        ) from problem
-    if len(data) != count:
-        raise InputError(
-            "a GGUF file is cut short",
-            where=str(path),
-            expected=f"{count} bytes from {offset}",
-            found=str(len(data)),
-            hint="copy the bundle again, or release it again",
-        )
-    return np.frombuffer(data, np.uint8)
-
-
-def _dequantise(kind: BlockType, data: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
-    """Returns the values of rows, shape (rows, width), by the `gguf` package."""
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    rows = data.reshape(-1, row_bytes(kind, width))
-    values: NDArray[np.float32] = dequantize(rows, GGMLQuantizationType[kind])
-    return np.array(values.reshape(-1, width), np.float32)
-
-
-def _square_error(
-    kind: BlockType, data: NDArray[np.uint8], width: int, truth: torch.Tensor
-) -> float:
-    return _square_sum(torch.from_numpy(_dequantise(kind, data, width)).double() - truth)
-
-
-def _square_sum(values: torch.Tensor) -> float:
-    flat = values.reshape(-1)
-    return float(torch.dot(flat, flat))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from packager.bundle import read_manifest
+from packager.conversion import settle_plan
 from packager.digest import differing_files, hash_files
 from packager.errors import BaseMismatchError, BundleError, output_error
 from packager.gather import Gathered, gather
@@ -47,7 +48,7 @@ def verify_bundle(bundle: Path, *, level: Level, base: str | None, progress: Pro
     if level == "files":
         return _verify_files(bundle, manifest, progress)
     gathered = _gather_again(bundle, manifest, base, progress)
-    plan = _plan_again(manifest, gathered)
+    plan = settle_plan(_plan_again(manifest, gathered), bundle)
     return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
 
 
@@ -112,6 +113,7 @@ def _gather_again(
         license_id=manifest.base.license,
         licensed=False,
         targets=tuple({item.target: None for item in manifest.targets}),
+        another_converter="llama_cpp" in manifest.options,
         digests={item.name: item.digest for item in manifest.adapters},
         progress=progress,
     )

@@ -20,11 +20,15 @@ def blocks_lines(target: TargetProof) -> tuple[str, ...]:
         describe_count(sum(getattr(check, name) for _, check in found))
         for name in ("checked", "total")
     )
-    same = describe_share(min(check.equal_blocks for _, check in found))
-    lines = [
-        f"{done} of {total} tensors of {describe_count(len(found), 'file')} made again from base "
-        f"and adapter; quantised again, at least {same} of the blocks are the same to the bit"
-    ]
+    line = f"{done} of {total} tensors of {describe_count(len(found), 'file')} made again from "
+    line += "base and adapter; "
+    shares = [check.equal_blocks for _, check in found if check.equal_blocks is not None]
+    if shares:
+        same = describe_share(min(shares))
+        line += f"quantised again, at least {same} of the blocks are the same to the bit"
+    else:
+        line += "the importance matrix is not at hand, so blocks were compared by their values only"
+    lines = [line]
     gains = [f"{quant} {_gain(check)}" for quant, check in found if check.error_from_16bit]
     if gains:
         lines.append(

@@ -118,6 +118,7 @@ class BlocksCheck:
         by_type: Type of the blocks → (checked, total).
         equal_blocks: Share of the checked blocks that ggml makes just so from base + adapter in
             float64: what is missing to 1 are near-ties, in which the order of additions decides.
+            None where the file was made with an importance matrix that is not at hand.
         error: Of the checked quantised tensors, ‖stored − truth‖ / ‖truth‖, truth in float64.
         error_from_16bit: What it were had the truth been rounded to `rounded_to` before, as
             happens on the way over a 16-bit checkpoint.
@@ -128,7 +129,7 @@ class BlocksCheck:
     checked: int
     total: int
     by_type: dict[str, tuple[int, int]]
-    equal_blocks: float
+    equal_blocks: float | None
     error: float
     error_from_16bit: float
     rounded_to: str

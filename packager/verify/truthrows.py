@@ -41,14 +41,14 @@ class Rows:
         first: Row of the tensor, all matrices counted, that `truth` begins with.
         truth: Shape (rows, width), float64.
         slack: What arithmetic in float32 may be off by, same shape, float64.
-        is_changed: Whether an adapter changes the tensor.
+        change: What the adapter adds, same shape, float64; None where it adds nothing.
     """
 
     matrix: int
     first: int
     truth: Tensor
     slack: Tensor
-    is_changed: bool
+    change: Tensor | None = None
 
 
 def stream_truth(
@@ -67,7 +67,7 @@ def stream_truth(
     """
     if tensor.values:
         truth = torch.tensor([tensor.values], dtype=torch.float32).double()
-        yield Rows(0, 0, truth, torch.zeros_like(truth), is_changed=False)
+        yield Rows(0, 0, truth, torch.zeros_like(truth))
     number = 0
     for name in tensor.sources:
         factors = read_factors(merged[name].deltas, sources.adapters, torch.float64)
@@ -89,12 +89,11 @@ def _matrices(ref: TensorRef) -> list[TensorRef]:
 def _stream_matrix(
     tensor: GgufTensor, number: int, ref: TensorRef, factors: tuple[Factors, ...]
 ) -> Iterator[Rows]:
-    changed = bool(factors)
     if len(ref.shape) < 2:
         vector = read_rows(ref, 0, ref.shape[0] if ref.shape else 1).double()
         order = _row_order(tensor, len(vector))
         truth = _finish(tensor, vector[order].reshape(1, -1))
-        yield Rows(number, number, truth, torch.zeros_like(truth), changed)
+        yield Rows(number, number, truth, torch.zeros_like(truth))
         return
     rows, width = tensor.shape[-2:]
     start = number * rows
@@ -102,8 +101,9 @@ def _stream_matrix(
     step = max(1, _BLOCK_VALUES // width)
     for first in range(0, rows, step):
         wanted = order[first : first + step]
-        truth, slack = _merge_rows(tensor, ref, factors, wanted)
-        yield Rows(number, start + first, _finish(tensor, truth), slack, changed)
+        base, change, slack = _merge_rows(tensor, ref, factors, wanted)
+        truth = base if change is None else base + change
+        yield Rows(number, start + first, _finish(tensor, truth), slack, change)
 
 
 def _row_order(tensor: GgufTensor, rows: int) -> Tensor:
@@ -122,8 +122,8 @@ def _row_order(tensor: GgufTensor, rows: int) -> Tensor:
 
 def _merge_rows(
     tensor: GgufTensor, ref: TensorRef, factors: tuple[Factors, ...], wanted: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Makes some rows, and a bound on the error of float32 arithmetic in them.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Makes some rows: the base's, what is added, a bound on the error of float32 arithmetic.
 
     Standard forward bound: (terms + 2) · 2^-24 · Σ|terms|.
     """
@@ -134,7 +134,10 @@ def _merge_rows(
         low, high = int(wanted.min()), int(wanted.max())
         span = read_rows(ref, low, high - low + 1).double()
         base = span[wanted - low]
+    if not factors:
+        return base, None, torch.zeros_like(base)
     magnitude = base.abs()
+    change = torch.zeros_like(base)
     terms = 2
     for item in factors:
         # The factors are those of the tensor as the base stores it.
@@ -142,11 +145,10 @@ def _merge_rows(
         if tensor.transform == "transpose":
             lora_b, lora_a = lora_a.T, lora_b.T
         own = lora_b[wanted]
-        base = base + item.scale * (own @ lora_a)
+        change.addmm_(own, lora_a, alpha=item.scale)
         magnitude = magnitude + abs(item.scale) * (own.abs() @ lora_a.abs())
         terms += item.lora_a.shape[0] + 1
-    slack = magnitude * (terms * _FLOAT32) if factors else torch.zeros_like(base)
-    return base, slack
+    return base, change, magnitude * (terms * _FLOAT32)
 
 
 def _finish(tensor: GgufTensor, truth: Tensor) -> Tensor:

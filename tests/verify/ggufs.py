@@ -61,7 +61,13 @@ def make_ggufs(
         GgufKey(f"{model.architecture}.vocab_size", "uint32", index.embedding.shape[0]),
     )
     model = with_keys(model, keys)
-    files = tuple(it for name in quants for it in plan_files(model, parse_quant(name), name))
+    named = GgufKey("quantize.imatrix.file", "string", "of a test")
+    matrix = (named,) if importance else None
+    files = tuple(
+        it
+        for name in quants
+        for it in plan_files(model, parse_quant(name), name, imatrix_keys=matrix)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     sources = WeightSources(used, index.tensors, refs)
     write_gguf(folder, model, files, sources, threads=1, progress=Silent(), importance=importance)

@@ -126,15 +126,44 @@ def test_a_damaged_file_is_a_problem_and_no_traceback(
     assert "Q8_0.gguf" in problem
 
 
-def test_an_importance_matrix_changes_blocks_and_is_taken_into_account(
-    small_base: Path, small_adapter: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def weighted(
+    small_base: Path, small_adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Made, dict]:
+    """A file made with an importance matrix, and the matrix; one tensor's weights do not fit."""
+    names = [f"blk.{layer}.{kind}.weight" for layer in range(4) for kind in ("ffn_up", "attn_q")]
+    weights = {name: np.geomspace(1e-3, 1e3, 64).astype(np.float32) for name in names}
+    weights["token_embd.weight"] = np.ones(7, np.float32)
+    fitting = {name: weights[name] for name in names}
+    folder = tmp_path_factory.mktemp("weighted")
+    made = make_ggufs(small_base, small_adapter, folder, "Q4_0", "Q4_K_M", importance=fitting)
+    return made, weights
+
+
+def test_an_importance_matrix_is_taken_into_account(weighted: tuple[Made, dict]) -> None:
+    made, weights = weighted
+    found = check(made, "Q4_0", importance=weights)
+    assert found.problems == ()
+    assert found.equal_blocks is not None
+    assert found.equal_blocks > 0.999
+
+
+def test_without_the_matrix_values_are_compared(weighted: tuple[Made, dict]) -> None:
+    made, _ = weighted
+    found = check(made, "Q4_0")
+    assert (found.problems, found.equal_blocks) == ((), None)
+    assert found.error > 0
+
+
+def test_without_the_matrix_a_lost_adapter_is_found_out(
+    weighted: tuple[Made, dict], small_base: Path, small_adapter: Path, tmp_path: Path
 ) -> None:
-    name = "blk.0.ffn_up.weight"
-    weights = {name: np.geomspace(1e-3, 1e3, 64).astype(np.float32)}
-    made = make_ggufs(small_base, small_adapter, tmp_path, "Q4_0", importance=weights)
-    assert check(made, "Q4_0", importance=weights).problems == ()
-    [problem] = check(made, "Q4_0").problems
-    assert problem.startswith(name)
+    made, weights = weighted
+    fitting = {name: item for name, item in weights.items() if item.size == 64}
+    make_ggufs(small_base, small_adapter, tmp_path, "Q4_0", lost=True, importance=fitting)
+    problems = check(made, "Q4_0", tmp_path).problems
+    changed = sum(1 for tensor in made.plan.merged if tensor.deltas)
+    assert len(problems) > changed / 2
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "qwen3-moe", "phi3", "stablelm"])
