@@ -286,13 +286,18 @@ def _write_cards(
     proof: Proof,
 ) -> list[FileEntry]:
     from packager.card import render_card
-    from packager.cardfacts import card_facts
+    from packager.cardfacts import PICTURE_NAME, card_facts
     from packager.emit.target import file_entry
     from packager.filekind import CARD_NAME
+    from packager.verify.sizepicture import render_size_picture
 
     cards = []
     for target, target_proof in zip(plan.targets, proof.targets, strict=True):
         proofs = (target_proof, proof)
+        picture = render_size_picture(target_proof.variants)
+        if picture is not None:
+            write_text(root / target.path / PICTURE_NAME, picture)
+            cards.append(file_entry(root, f"{target.path}/{PICTURE_NAME}"))
         facts = card_facts(root / target.path, target, gathered, entries, proofs)
         write_text(root / target.path / CARD_NAME, render_card(facts))
         cards.append(file_entry(root, f"{target.path}/{CARD_NAME}"))
