@@ -74,6 +74,7 @@ def gather(
     licensed: bool = True,
     targets: tuple[Target, ...] | None = None,
     digests: Mapping[str, str] | None = None,
+    another_converter: bool = False,
     hollow: Path | None = None,
     progress: Progress,
 ) -> Gathered:
@@ -87,6 +88,7 @@ def gather(
         licensed: Whether the licence has to be known, and `license_id` to agree with it; without
             a card it need not be.
         targets: Wanted targets, or None for all: some need more from the disk.
+        another_converter: Whether one helps where a model cannot be written as GGUF here.
         digests: Adapter name → digest of its files, where it is not that of the files there.
         hollow: For a dry run, an empty folder, as in `resolve_base`.
         progress: Told of hashing and of what a floating revision was resolved to.
@@ -120,13 +122,14 @@ def gather(
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)
     gathered = Gathered(sources, source, ref, finding, identities)
-    return _with_vocabularies(gathered, targets, digests or {}, progress)
+    return _with_vocabularies(gathered, targets, digests or {}, another_converter, progress)
 
 
 def _with_vocabularies(
     gathered: Gathered,
     targets: tuple[Target, ...] | None,
     digests: Mapping[str, str],
+    another: bool,
     progress: Progress,
 ) -> Gathered:
     """Reads the tokenizers for those adapters of which a GGUF model may be made."""
@@ -138,7 +141,7 @@ def _with_vocabularies(
             continue
         progress.stage("read the tokenizer")
         facts = _general_facts(gathered, source, digests.get(source.name))
-        found = read_vocabulary(source, gathered.base, facts)
+        found = read_vocabulary(source, gathered.base, facts, another=another)
         sources.append(replace(source, gguf=found.source))
         if found.chat is not None:
             chats[source.name] = found.chat

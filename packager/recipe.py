@@ -16,6 +16,7 @@ from packager.modelfile import (
     plan_modelfile,
     render_modelfile,
 )
+from packager.modelfile.plan import MAX_CONTEXT
 from packager.plan import ReleaseOptions, ReleasePlan, TargetPlan, plan_release
 from packager.untrusted import read_text, resolve_inside
 
@@ -70,12 +71,13 @@ def make_recipe(
     Raises:
         InputError: The chat template takes no system message, or a licence cannot be read.
     """
-    assert target.gguf is not None
-    context = key_value(target.gguf.keys, f"{target.gguf.architecture}.context_length")
+    paths = find_quants(target).get(quant, (f"{target.name}-{quant}.gguf",))
+    keys = target.gguf.keys if target.gguf is not None else ()
+    context = next((key.value for key in keys if key.name.endswith(".context_length")), None)
     value = plan_modelfile(
-        find_quants(target)[quant][0],
+        paths[0],
         gathered.chats[target.name],
-        context_length=context if isinstance(context, int) else 0,
+        context_length=context if isinstance(context, int) else MAX_CONTEXT,
         system=options.system,
         licenses=_read_licenses(gathered),
     )
@@ -87,7 +89,7 @@ def _settle(
 ) -> tuple[TargetPlan, str]:
     if target.target != "ollama":
         return target, ""
-    recipe = make_recipe(target, next(iter(find_quants(target))), gathered, options)
+    recipe = make_recipe(target, options.quants[0], gathered, options)
     try:
         render_modelfile(recipe)
     except ModelfileError as problem:
@@ -98,10 +100,10 @@ def _settle(
 
 def _sampling(target: TargetPlan) -> list[Parameter]:
     """The model's own sampling settings."""
-    assert target.gguf is not None
+    keys = target.gguf.keys if target.gguf is not None else ()
     found = []
     for name, parameter in _SAMPLING.items():
-        value = key_value(target.gguf.keys, f"general.sampling.{name}")
+        value = key_value(keys, f"general.sampling.{name}")
         if isinstance(value, (int, float)):
             found.append(Parameter(parameter, value))
     return found

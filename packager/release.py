@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.bundle import Staging, check_absent, check_free_space, make_folder, write_text
+from packager.conversion import check_checkout, settle_plan
 from packager.digest import content_digest
 from packager.emit.making import Making
 from packager.errors import ProofError
@@ -105,6 +106,8 @@ def plan_request(
         LorapackError: A source cannot be read.
     """
     options, imatrix = request.options, None
+    if options.llama_cpp:
+        check_checkout(Path(options.llama_cpp))
     if request.imatrix is not None:
         from packager.gguf.imatrix import imatrix_keys, read_imatrix
 
@@ -116,6 +119,7 @@ def plan_request(
         require_lock=request.require_lock,
         license_id=options.license,
         targets=options.targets,
+        another_converter=bool(options.llama_cpp),
         hollow=hollow,
         progress=progress,
     )
@@ -126,11 +130,17 @@ def plan_request(
     return Prepared(gathered, plan, Making(options, threads, imatrix))
 
 
+def _scratch_bytes(plan: ReleasePlan) -> int:
+    """What another converter needs besides: the merged model, and as much again as GGUF."""
+    sizes = [item.converter.nbytes for item in plan.targets if item.converter is not None]
+    return 2 * max(sizes, default=0)
+
+
 def _check_imatrix(imatrix: Imatrix, plan: ReleasePlan, gathered: Gathered) -> None:
     from packager.gguf.imatrix import check_imatrix
 
     for target in plan.targets:
-        if target.gguf is not None:
+        if target.gguf is not None and target.converter is None:
             source = next(item for item in gathered.adapters if item.name == target.name)
             check_imatrix(imatrix, map_source(source, gathered.base.index))
 
@@ -148,13 +158,15 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
     gathered, plan, making = prepared.gathered, prepared.plan, prepared.making
     for note in plan.notes:
         progress.say(f"note: {note}")
-    check_free_space(request.out, plan.output_bytes + _REPORT_BYTES)
+    check_free_space(request.out, plan.output_bytes + _scratch_bytes(plan) + _REPORT_BYTES)
     with Staging(request.out) as staging:
         entries = [
             entry
             for target in plan.targets
             for entry in _write_folder(staging.root, target, prepared, progress)
         ]
+        plan = settle_plan(plan, staging.root)
+        prepared = replace(prepared, plan=plan)
         proof = _prove(staging.root, tuple(entries), prepared, request, progress)
         entries += _write_cards(staging.root, plan, gathered, entries, proof)
         _write_report(staging.root, proof)
@@ -287,7 +299,7 @@ def _write_cards(
 ) -> list[FileEntry]:
     from packager.card import render_card
     from packager.cardfacts import PICTURE_NAME, card_facts
-    from packager.emit.target import file_entry
+    from packager.emit.merged import file_entry
     from packager.filekind import CARD_NAME
     from packager.verify.sizepicture import render_size_picture
 

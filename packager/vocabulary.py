@@ -40,23 +40,34 @@ class Vocabulary:
     chat: ChatChoice | None = None
 
 
-def read_vocabulary(source: AdapterSource, base: BaseSource, facts: GeneralFacts) -> Vocabulary:
+def read_vocabulary(
+    source: AdapterSource, base: BaseSource, facts: GeneralFacts, *, another: bool = False
+) -> Vocabulary:
     """Reads the tokenizer that a release of an adapter has; what is wrong with it is a value.
 
     Args:
         source: The adapter.
         base: Its base.
         facts: Where the model comes from.
+        another: Whether another converter may be used; the chat is then read whatever happens.
     """
     rows = base.index.embedding.shape[0] if base.index.embedding is not None else 0
+    unmapped: list[LorapackError] = []
+    keys: tuple[GgufKey, ...] = ()
     try:
         files = _find_files(source, base)
         sampling = _sampling_keys(files.get("generation_config.json"))
-        keys = read_tokenizer_keys(files, base.index.config, rows)
+        try:
+            keys = read_tokenizer_keys(files, base.index.config, rows)
+        except LorapackError as problem:
+            unmapped.append(problem)
+            if not another:
+                return Vocabulary(GgufSource(facts, unmapped=(problem,)))
         chat = _choose_chat(files, keys)
     except LorapackError as problem:
-        return Vocabulary(GgufSource(facts, problems=(problem,)))
-    return Vocabulary(GgufSource(facts, (*sampling, *_with_chat(keys, chat))), chat)
+        return Vocabulary(GgufSource(facts, problems=(problem,), unmapped=tuple(unmapped)))
+    whole = (*sampling, *with_chat(keys, chat))
+    return Vocabulary(GgufSource(facts, whole, unmapped=tuple(unmapped)), chat)
 
 
 def _sampling_keys(path: Path | None) -> tuple[GgufKey, ...]:
@@ -107,7 +118,7 @@ def _placed(problem: InputError, folder: str, files: Mapping[str, Path]) -> Inpu
     )
 
 
-def _with_chat(keys: tuple[GgufKey, ...], chat: ChatChoice) -> tuple[GgufKey, ...]:
+def with_chat(keys: tuple[GgufKey, ...], chat: ChatChoice) -> tuple[GgufKey, ...]:
     """Returns the keys with what the chat asks for: its template, its beginning and its end."""
     changed = []
     for key in keys:

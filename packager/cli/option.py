@@ -70,6 +70,13 @@ def release_options(function: Command) -> Command:
                 "[default: one file]",
             ),
             click.option(
+                "--llama-cpp",
+                type=DIRECTORY,
+                metavar="DIR",
+                help="A llama.cpp checkout of yours, whose converter is run where this program "
+                "has none for the architecture or the tokenizer.",
+            ),
+            click.option(
                 "--system",
                 metavar="TEXT",
                 default="",
@@ -132,6 +139,7 @@ class Given:
     imatrix: Path | None
     threads: int | None
     max_gguf_size: str | None
+    llama_cpp: Path | None
     system: str
     adapter_type: Any
     dtype: str
@@ -176,6 +184,7 @@ def parse_options(given: Given) -> ReleaseOptions:
         quants=tuple(dict.fromkeys(map(parse_quant, given.quants))) or DEFAULT_QUANTS,
         max_gguf_bytes=None if size is None else parse_size(size, "--max-gguf-size"),
         adapter_type=given.adapter_type,
+        llama_cpp="" if given.llama_cpp is None else str(given.llama_cpp),
         system=given.system,
     )
 

@@ -64,6 +64,10 @@ def _target_lines(target: TargetPlan) -> list[str]:
             source = "" if tensor.source == tensor.name else f" from {tensor.source}"
             what = f"{tensor.dtype} {_shape(tensor.shape)}{source}{_deltas(tensor)}"
             lines.append(f"    {tensor.rule:<5} {tensor.name} {what}")
+    if target.converter is not None:
+        size = size_text(target.converter.nbytes)
+        lines.append(f"  {size} merged in float32 for the converter, removed afterwards")
+        lines += [f"  {target.name}-{quant}.gguf" for quant in target.converter.quants]
     if target.gguf is not None:
         lines += _gguf_lines(target.gguf)
     if target.gguf_lora is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from packager.emit.making import Making
 from packager.gather import Gathered
+from packager.gguf.layout import GgufFile
+from packager.gguf.value import GgufModel
 from packager.manifest import FileEntry
 from packager.modelfile import render_create, render_modelfile
 from packager.plan import ReleaseOptions, TargetPlan
@@ -16,18 +18,9 @@ from packager.quantise import WeightSources, write_gguf
 from packager.recipe import find_quants, make_recipe
 from packager.stream import adapter_tensors
 
-if TYPE_CHECKING:
-    from packager.gguf.imatrix import Imatrix
-
 
 def write_models(
-    folder: Path,
-    target: TargetPlan,
-    gathered: Gathered,
-    *,
-    threads: int,
-    imatrix: Imatrix | None,
-    progress: Progress,
+    folder: Path, target: TargetPlan, gathered: Gathered, making: Making, progress: Progress
 ) -> tuple[FileEntry, ...]:
     """Writes every GGUF file of a target in one pass over base and adapter.
 
@@ -36,8 +29,6 @@ def write_models(
         InputError: A source file cannot be read.
         OutputError: The disk is full or fails.
     """
-    from packager.gguf.imatrix import fitting_weights
-
     assert target.gguf is not None
     source = next(item for item in gathered.adapters if item.name == target.name)
     model = map_source(source, gathered.base.index)
@@ -46,14 +37,33 @@ def write_models(
         gathered.base.index.tensors,
         adapter_tensors({source.name: source.spec.tensors}),
     )
-    quants = ", ".join(find_quants(target))
-    progress.stage(f"quantise {target.name}: {quants}"[:60], target.gguf.nbytes)
+    return quantise_model(folder, model, target.gguf.files, sources, making, progress)
+
+
+def quantise_model(
+    folder: Path,
+    model: GgufModel,
+    files: tuple[GgufFile, ...],
+    sources: WeightSources,
+    making: Making,
+    progress: Progress,
+) -> tuple[FileEntry, ...]:
+    """Writes the planned files of a model.
+
+    Raises:
+        LorapackError: As of `write_models`.
+    """
+    from packager.gguf.imatrix import fitting_weights
+
+    quants = ", ".join(dict.fromkeys(file.quant for file in files))
+    progress.stage(f"quantise: {quants}"[:60], sum(file.size for file in files))
+    imatrix = making.imatrix
     return write_gguf(
         folder,
         model,
-        target.gguf.files,
+        files,
         sources,
-        threads=threads,
+        threads=making.threads,
         progress=progress,
         importance=None if imatrix is None else fitting_weights(imatrix, model),
     )

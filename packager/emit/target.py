@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 from packager.basecopy import check_base_copies
-from packager.bundle import copy_new, write_text
-from packager.digest import hash_file
+from packager.bundle import write_text
+from packager.conversion import settle_target
+from packager.emit.converted import write_converted
 from packager.emit.making import Making
+from packager.emit.merged import file_entry, write_file, write_weights
 from packager.emit.ollama import render_recipes, write_models
 from packager.filekind import CARD_NAME
 from packager.gather import Gathered
-from packager.lock import LOCK_NAME, make_lock, read_lock, render_lock
 from packager.manifest import FileEntry
-from packager.modelconfig import render_model_config
-from packager.obligation import notice_text
-from packager.plan import AdapterSource, PlannedFile, TargetPlan
-from packager.plan.layout import INDEX_NAME, NOTICE_NAME
+from packager.plan import TargetPlan
 from packager.progress import Progress
 from packager.sinks.ggufadapter import write_gguf_lora
-from packager.sinks.peft import (
-    render_folded_config,
-    render_pinned_config,
-    write_folded_weights,
-)
-from packager.sinks.safetensors import SafetensorsSink, render_index
-from packager.stream import adapter_tensors, check_finite, stream_tensors
-from packager.untrusted import resolve_inside
+from packager.stream import check_finite
 
 
 def write_target(
@@ -56,15 +46,13 @@ def write_target(
     check_base_copies(source, gathered.base.index)
     texts: dict[str, str] = {}
     if target.shards:
-        yield from _write_weights(folder, target, gathered, progress)
-    elif target.gguf is not None:
-        models = write_models(
-            folder, target, gathered,
-            threads=making.threads, imatrix=making.imatrix, progress=progress,
-        )  # fmt: skip
+        yield from write_weights(folder, target, gathered, progress)
+    elif target.target == "ollama":
+        write = write_models if target.converter is None else write_converted
+        models = write(folder, target, gathered, making, progress)
         yield from models
         by_path = {entry.path: entry for entry in models}
-        texts = render_recipes(target, by_path, gathered, making.options)
+        texts = render_recipes(settle_target(target, folder), by_path, gathered, making.options)
     elif target.gguf_lora is not None:
         yield write_gguf_lora(folder, target.gguf_lora, {t.name: t for t in source.spec.tensors})
     else:
@@ -73,60 +61,6 @@ def write_target(
         if file.path in texts:
             write_text(folder / file.path, texts[file.path])
         elif file.path != CARD_NAME:
-            _write_file(folder, file, target, source, gathered)
+            write_file(folder, file, target, source, gathered)
         if file.path != CARD_NAME:
             yield file_entry(folder, file.path)
-
-
-def file_entry(folder: Path, path: str) -> FileEntry:
-    """Hashes a file that was just written."""
-    return FileEntry(path, (folder / path).stat().st_size, hash_file(folder / path))
-
-
-def _write_weights(
-    folder: Path, target: TargetPlan, gathered: Gathered, progress: Progress
-) -> tuple[FileEntry, ...]:
-    progress.stage(f"merge {target.name}", sum(shard.nbytes for shard in target.shards))
-    sources = {item.name: item.spec.tensors for item in gathered.adapters}
-    chunks = stream_tensors(target.tensors, gathered.base.index.tensors, adapter_tensors(sources))
-    sink = SafetensorsSink(folder)
-    try:
-        sink.begin(target.shards)
-        with closing(chunks):
-            for chunk in chunks:
-                sink.add(chunk)
-                progress.advance(len(chunk.data))
-                chunk.release()
-        return sink.finish()
-    except BaseException:
-        sink.abort()
-        raise
-
-
-def _write_file(
-    folder: Path, file: PlannedFile, target: TargetPlan, source: AdapterSource, gathered: Gathered
-) -> None:
-    origins = {"adapter": source.spec.directory, "base": gathered.ref.directory}
-    if file.origin in origins:
-        root = origins[file.origin]
-        copy_new(resolve_inside(root, file.path, where=str(root)), folder / file.path)
-    elif file.path == "normalised/adapter_model.safetensors":
-        write_folded_weights(source.spec, folder / file.path)
-    else:
-        write_text(folder / file.path, _render_file(file.path, target, source, gathered))
-
-
-def _render_file(path: str, target: TargetPlan, source: AdapterSource, gathered: Gathered) -> str:
-    if path == "config.json":
-        return render_model_config(gathered.base.index, target)
-    if path == INDEX_NAME:
-        return render_index(target.shards)
-    if path == NOTICE_NAME:
-        return notice_text(gathered.base.license) or ""
-    if path == LOCK_NAME:
-        return render_lock(
-            read_lock(source.spec.directory)
-            or make_lock(gathered.ref, evidence=gathered.base.evidence)
-        )
-    render = render_folded_config if path.startswith("normalised/") else render_pinned_config
-    return render(source.spec, gathered.ref)

@@ -5,6 +5,7 @@ from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource, GgufSource
 from packager.plan.value import (
+    ConverterPlan,
     Delta,
     GgufLoraPlan,
     GgufPlan,
@@ -19,6 +20,7 @@ from packager.plan.value import (
 __all__ = [
     "AdapterSource",
     "BaseSource",
+    "ConverterPlan",
     "Delta",
     "GgufLoraPlan",
     "GgufPlan",

@@ -27,6 +27,8 @@ def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, s
             "max_gguf_bytes": str(options.max_gguf_bytes or ""),
             "imatrix_keys": "" if keys is None else json.dumps([asdict(key) for key in keys]),
             "system": options.system,
+            # Not its folder, which is of no use to others: that one took part.
+            "llama_cpp": "yes" if options.llama_cpp else "",
         }
     if "gguf-adapter" in targets:
         choices["adapter_type"] = options.adapter_type
@@ -51,6 +53,7 @@ def recall_choices(
             max_gguf_bytes=_count(choices.get("max_gguf_bytes")),
             imatrix_keys=_keys(choices.get("imatrix_keys")),
             adapter_type=_adapter_type(choices.get("adapter_type", "F32")),
+            llama_cpp=choices.get("llama_cpp", ""),
             system=choices.get("system", ""),
         )
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:

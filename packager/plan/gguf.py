@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 from packager.base import BaseIndex
 from packager.errors import LorapackError
+from packager.filekind import CARD_NAME
 from packager.gguf.general import general_keys
-from packager.gguf.layout import plan_files
+from packager.gguf.layout import GgufFile, plan_files
 from packager.gguf.mapping import map_model, with_keys
 from packager.gguf.value import GgufKey, GgufModel
-from packager.plan.layout import plan_gguf_files
+from packager.plan.layout import plan_gguf_files, plan_merged_files, plan_shards
 from packager.plan.option import ReleaseOptions
 from packager.plan.rule import plan_tensors, unties_head
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import GgufPlan, LongKey, PlannedTensor, TargetPlan
+from packager.plan.value import ConverterPlan, GgufPlan, LongKey, PlannedTensor, TargetPlan
 
 MOST_SHOWN = 16
 """Values of an array that a plan shows; of a longer one, number and digest."""
@@ -30,14 +32,19 @@ def plan_ollama(
         The target, or None and why it is not possible.
     """
     assert source.gguf is not None
-    problems = list(source.gguf.problems)
     merged, _ = plan_tensors(source, base.index, "F32")
+    unmapped = list(source.gguf.unmapped)
+    model: GgufModel | None = None
     try:
         model = map_source(source, base.index, merged)
     except LorapackError as problem:
-        return None, [problem, *problems]
+        # A tokenizer whose architecture is unknown says just the same.
+        unmapped = [problem, *(item for item in unmapped if str(item) != str(problem))]
+    problems = [*([] if options.llama_cpp else unmapped), *source.gguf.problems]
     if problems:
         return None, problems
+    if unmapped or model is None:
+        return _plan_converted(source, base, options, merged, unmapped[0]), []
     files = tuple(
         file
         for quant in options.quants
@@ -50,19 +57,51 @@ def plan_ollama(
         )
     )
     used = {name for tensor in model.tensors for name in tensor.sources}
-    gguf = GgufPlan(
+    sources = tuple(tensor for name, tensor in merged.items() if name in used)
+    gguf = describe_model(model, files, sources)
+    return replace(_plan_target(source, base, options, merged), gguf=gguf), []
+
+
+def _plan_target(
+    source: AdapterSource,
+    base: BaseSource,
+    options: ReleaseOptions,
+    merged: dict[str, PlannedTensor],
+) -> TargetPlan:
+    beside = plan_gguf_files(base, options.quants)
+    untied = unties_head(merged, base.index)
+    return TargetPlan("ollama", source.name, f"ollama/{source.name}", (), beside, untied)
+
+
+def _plan_converted(
+    source: AdapterSource,
+    base: BaseSource,
+    options: ReleaseOptions,
+    merged: dict[str, PlannedTensor],
+    reason: LorapackError,
+) -> TargetPlan:
+    """Plans what another converter is given; what it will write is not known beforehand."""
+    shards = plan_shards(merged.values(), base.index, options.max_shard_bytes)
+    files = tuple(
+        file for file in plan_merged_files(source, base, shards) if file.path != CARD_NAME
+    )
+    converter = ConverterPlan(options.quants, options.max_gguf_bytes, shards, files, reason.what)
+    return replace(_plan_target(source, base, options, merged), converter=converter)
+
+
+def describe_model(
+    model: GgufModel, files: tuple[GgufFile, ...], merged: tuple[PlannedTensor, ...]
+) -> GgufPlan:
+    """Returns a model and its files as a plan has them, long arrays abridged."""
+    return GgufPlan(
         architecture=model.architecture,
         keys=tuple(key for key in model.keys if not _is_long(key)),
         long_keys=tuple(_abridge(key) for key in model.keys if _is_long(key)),
         tensors=model.tensors,
         dropped=model.dropped,
         files=files,
-        merged=tuple(tensor for name, tensor in merged.items() if name in used),
+        merged=merged,
     )
-    beside = plan_gguf_files(base, options.quants)
-    untied = unties_head(merged, base.index)
-    path = f"ollama/{source.name}"
-    return TargetPlan("ollama", source.name, path, (), beside, untied, gguf), []
 
 
 def map_source(
@@ -91,6 +130,11 @@ def map_source(
 
 def gguf_notes(target: TargetPlan) -> list[str]:
     """Says which tensors get another type than their quantisation wants, and why."""
+    if target.converter is not None:
+        return [
+            f"{target.path}: {target.converter.reason}: the converter of --llama-cpp is run as a "
+            "program of yours, on the merged model"
+        ]
     if target.gguf is None:
         return []
     notes = []

@@ -34,6 +34,7 @@ class ReleaseOptions:
         max_gguf_bytes: Likewise of a GGUF file, or None for a single file.
         imatrix_keys: What an importance matrix adds to a GGUF file, or None without one.
         adapter_type: Element type of a GGUF LoRA.
+        llama_cpp: Folder of a llama.cpp whose converter helps where we have none, or empty.
         system: A system message that Ollama gives to conversations without one.
     """
 
@@ -45,6 +46,7 @@ class ReleaseOptions:
     max_gguf_bytes: int | None = None
     imatrix_keys: tuple[GgufKey, ...] | None = None
     adapter_type: LoraType = "F32"
+    llama_cpp: str = ""
     system: str = ""
 
 

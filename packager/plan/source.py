@@ -21,11 +21,13 @@ class GgufSource:
     Attributes:
         facts: Where the model comes from.
         keys: Of its sampling and its tokenizer, in order.
-        problems: Why there are none.
+        problems: Why no GGUF can be made of it at all.
+        unmapped: Why its tokenizer cannot be written here, though another converter might.
     """
 
     facts: GeneralFacts
     keys: tuple[GgufKey, ...] = ()
+    unmapped: tuple[LorapackError, ...] = ()
     problems: tuple[LorapackError, ...] = ()
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from packager.gguf.block import BlockType
 from packager.gguf.layout import GgufFile
+from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
 from packager.tensorfile import tensor_bytes
@@ -153,6 +154,30 @@ class GgufPlan:
 
 
 @dataclass(frozen=True)
+class ConverterPlan:
+    """A merged model that the user's own llama.cpp converts; its GGUF is quantised as any other.
+
+    Attributes:
+        quants: Quantisations wanted.
+        max_bytes: Most bytes of tensors in a file, or None for a single file.
+        shards: The merged model in float32, which the converter is given and which is then removed.
+        files: Beside the weights.
+        reason: Why another converter is needed.
+    """
+
+    quants: tuple[Quant, ...]
+    max_bytes: int | None
+    shards: tuple[PlannedShard, ...]
+    files: tuple[PlannedFile, ...]
+    reason: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the merged model in float32."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
 class LoraFactor:
     """One half of an update in a GGUF LoRA.
 
@@ -207,6 +232,7 @@ class TargetPlan:
         unties_head: Whether the head is written apart from the embedding.
         gguf: Weights in GGUF, or None.
         gguf_lora: The adapter in GGUF, or None.
+        converter: How another program takes part; `gguf` is known once it has.
     """
 
     target: Target
@@ -217,6 +243,7 @@ class TargetPlan:
     unties_head: bool = False
     gguf: GgufPlan | None = None
     gguf_lora: GgufLoraPlan | None = None
+    converter: ConverterPlan | None = None
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:

@@ -1,0 +1,87 @@
+"""The files of a model folder: merged weights, and what stands beside weights."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from packager.bundle import copy_new, write_text
+from packager.digest import hash_file
+from packager.gather import Gathered
+from packager.lock import LOCK_NAME, make_lock, read_lock, render_lock
+from packager.manifest import FileEntry
+from packager.modelconfig import render_model_config
+from packager.obligation import notice_text
+from packager.plan import AdapterSource, PlannedFile, TargetPlan
+from packager.plan.layout import INDEX_NAME, NOTICE_NAME
+from packager.progress import Progress
+from packager.sinks.peft import (
+    render_folded_config,
+    render_pinned_config,
+    write_folded_weights,
+)
+from packager.sinks.safetensors import SafetensorsSink, render_index
+from packager.stream import adapter_tensors, stream_tensors
+from packager.untrusted import resolve_inside
+
+
+def file_entry(folder: Path, path: str) -> FileEntry:
+    """Hashes a file that was just written."""
+    return FileEntry(path, (folder / path).stat().st_size, hash_file(folder / path))
+
+
+def write_weights(
+    folder: Path, target: TargetPlan, gathered: Gathered, progress: Progress
+) -> tuple[FileEntry, ...]:
+    """Merges into planned shards.
+
+    Raises:
+        AdapterError: NaN or infinity in the adapter or the result.
+        InputError: A source file cannot be read.
+        OutputError: The disk is full or fails.
+    """
+    progress.stage(f"merge {target.name}", sum(shard.nbytes for shard in target.shards))
+    sources = {item.name: item.spec.tensors for item in gathered.adapters}
+    chunks = stream_tensors(target.tensors, gathered.base.index.tensors, adapter_tensors(sources))
+    sink = SafetensorsSink(folder)
+    try:
+        sink.begin(target.shards)
+        with closing(chunks):
+            for chunk in chunks:
+                sink.add(chunk)
+                progress.advance(len(chunk.data))
+                chunk.release()
+        return sink.finish()
+    except BaseException:
+        sink.abort()
+        raise
+
+
+def write_file(
+    folder: Path, file: PlannedFile, target: TargetPlan, source: AdapterSource, gathered: Gathered
+) -> None:
+    """Writes one planned file besides the weights: a copy, or what is rendered."""
+    origins = {"adapter": source.spec.directory, "base": gathered.ref.directory}
+    if file.origin in origins:
+        root = origins[file.origin]
+        copy_new(resolve_inside(root, file.path, where=str(root)), folder / file.path)
+    elif file.path == "normalised/adapter_model.safetensors":
+        write_folded_weights(source.spec, folder / file.path)
+    else:
+        write_text(folder / file.path, _render_file(file.path, target, source, gathered))
+
+
+def _render_file(path: str, target: TargetPlan, source: AdapterSource, gathered: Gathered) -> str:
+    if path == "config.json":
+        return render_model_config(gathered.base.index, target)
+    if path == INDEX_NAME:
+        return render_index(target.shards)
+    if path == NOTICE_NAME:
+        return notice_text(gathered.base.license) or ""
+    if path == LOCK_NAME:
+        return render_lock(
+            read_lock(source.spec.directory)
+            or make_lock(gathered.ref, evidence=gathered.base.evidence)
+        )
+    render = render_folded_config if path.startswith("normalised/") else render_pinned_config
+    return render(source.spec, gathered.ref)
