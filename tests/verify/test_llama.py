@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from packager.errors import ProcessError, ProofError
 from packager.process import open_program
 from packager.verify.llama import run_llama, split_parts
+from packager.verify.memory import llama_bytes
 from tests.verify.ggufs import Made, make_ggufs
 
 PASSAGES = (tuple(b"Arr, matey! Ye be"), tuple(b"speakin' to a pirate, ye scallywag."), (7, 9))
@@ -200,6 +202,30 @@ def test_the_parts_of_a_split_model_are_found() -> None:
         f"model-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)
     ]
     assert split_parts(Path("one-of-a-kind.gguf")) == [Path("one-of-a-kind.gguf")]
+
+
+def test_the_estimate_for_llama_cpp_covers_what_it_takes() -> None:
+    """Peak of the worker, watched from outside while it reads and answers."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            for child in _workers():
+                with suppress(psutil.NoSuchProcess):
+                    peak = max(peak, child.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ids = tuple(range(100, 284))
+    with run_llama(DEMO, [ids] * 3, prompts=[ids], most=16) as run:
+        found = sum(len(logits) for logits in run.read_logits())
+    done.set()
+    watcher.join()
+    size = DEMO.stat().st_size
+    assert found == 3 * 183
+    assert size < peak < llama_bytes(size, run.vocabulary)
+    assert llama_bytes(2 * size, 1000) - llama_bytes(size, 1000) == 2 * size
 
 
 def _workers() -> list[psutil.Process]:
