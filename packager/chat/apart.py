@@ -103,10 +103,11 @@ def _ask(folder: Path, request: dict[str, Any], seconds: float) -> dict[str, Any
         ) from problem
     answer: dict[str, Any] = json.loads(printed)
     if "error" in answer:
-        fields = {name: answer["error"].get(name, "") for name in ("what", "found", "hint")}
+        fields = {name: answer["error"].get(name, "") for name in ("what", "found")}
         raise InputError(
             where=", ".join(filter(None, (str(folder), answer["error"].get("where", "")))),
             expected=answer["error"].get("expected", ""),
+            hint=answer["error"].get("hint", ""),
             **fields,
         )
     return answer
