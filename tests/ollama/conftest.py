@@ -61,7 +61,7 @@ class Released:
 
 
 @pytest.fixture(scope="session")
-def _bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
     pieces = write_pieces(root / "pieces")
     made = {}
@@ -72,9 +72,9 @@ def _bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def known_tokenizer(_bases: dict[str, Path]) -> Callable[[pytest.MonkeyPatch], None]:
+def known_tokenizer(bases: dict[str, Path]) -> Callable[[pytest.MonkeyPatch], None]:
     """Gives the tokenizer that tests train the name that the converter is told for it."""
-    files = list_tokenizer_files(_bases["llama"])
+    files = list_tokenizer_files(bases["llama"])
     ids = next(check_encodings(open_tokenizer(files), files))
     known = {**pretokenizer.NAMES, pretokenizer.hash_ids(ids): TEST_PRE}
     return lambda monkeypatch: monkeypatch.setattr(pretokenizer, "NAMES", known)
@@ -82,7 +82,7 @@ def known_tokenizer(_bases: dict[str, Path]) -> Callable[[pytest.MonkeyPatch], N
 
 @pytest.fixture(scope="session")
 def families(
-    _bases: dict[str, Path],
+    bases: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
     known_tokenizer: Callable[[pytest.MonkeyPatch], None],
 ) -> dict[str, Released]:
@@ -91,7 +91,7 @@ def families(
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         known_tokenizer(patch)
-        for name, base in _bases.items():
+        for name, base in bases.items():
             # PEFT trains experts as fused parameters, which nothing merges yet.
             modules = "all-linear" if not name.endswith(("moe", "mixtral")) else ATTENTION
             adapter = models.make_adapter(base, root / name / "pirate", target_modules=modules)
