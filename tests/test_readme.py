@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,11 @@ def commands() -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `just demo` leaves it, with a small model in the place of the demo's."""
     folder = tmp_path_factory.mktemp("readme")
-    base = models.make_llama(folder / MODEL_NAME)
+    real = models.keep_smollm2()
+    base = models.make_llama(folder / MODEL_NAME, vocab_rows=49_152)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        # GGUF takes only tokenizers that llama.cpp knows.
+        shutil.copyfile(real / name, base / name)
     models.make_adapter(base, folder / ADAPTER_NAME)
     (line,) = blocks("json")
     json.loads(line)
@@ -82,6 +87,11 @@ def check_page(folder: Path, hub: dict[str, str]) -> None:
     for name in re.findall(r"^  (\S+)", tree, flags=re.MULTILINE):
         assert (folder / "my-release" / name).exists(), name
     assert (folder / "merged/model.safetensors").is_file()
+    assert (folder / "ollama-release/ollama/pirate/pirate-Q8_0.gguf").is_file()
+    for tag in ("Q4_K_M", "Q8_0", "latest"):
+        assert (
+            folder / f"ollama-models/manifests/registry.ollama.ai/library/pirate/{tag}"
+        ).is_file()
     assert (folder / "my-adapter/base.lock.json").is_file()
     use = next(block for block in blocks("python") if "pipeline(" in block)
     assert run([sys.executable, "-c", use], folder, hub)
