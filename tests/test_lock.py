@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,24 @@ def test_lock_refuses_a_base_that_the_adapter_does_not_fit(base: Path, adapter: 
     with pytest.raises(RejectedPlanError, match="another width"):
         stamp_lock(adapter, str(base), Silent())
     assert not (adapter / "base.lock.json").exists()
+
+
+def test_weights_that_changed_on_the_hub_are_told(
+    base: Path, adapter: Path, loopback_hub: LoopbackHub, client: Callable[..., Client]
+) -> None:
+    """Only without a lock: with one, the base is the one trained on."""
+    made = read_adapter(adapter).made_at
+    loopback_hub.seed("org/base", base, date=made - timedelta(days=2))
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"new!")
+    changed = made + timedelta(days=1)
+    commit = loopback_hub.seed("org/base", base, date=changed, title="Fix the weights").oid
+    process = client()
+    _, _, said = process.call(locate_on_hub, adapter, "org/base@main")
+    assert said[1:] == [
+        f"warning: org/base changed model.safetensors on {changed:%Y-%m-%d} "
+        f"(commit {commit[:12]}, 'Fix the weights'), after the adapter was made "
+        f"on {made:%Y-%m-%d}"
+    ]
+    process.call(stamp, adapter, f"org/base@{commit}")
+    assert process.call(locate_on_hub, adapter, None)[2] == []
