@@ -44,7 +44,8 @@ class TerminalProgress:
                 desc=f"{title:<22}",
                 unit="B" if counts_bytes else "",
                 unit_scale=counts_bytes,
-                leave=True,
+                # Of how much there was to do, nothing is known; then nothing is left to see.
+                leave=total_bytes is not None,
                 dynamic_ncols=True,
                 file=sys.stderr,
             )
