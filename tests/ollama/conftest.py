@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,3 +110,17 @@ def families(
         [Conversion(each.merged, each.converted, "f32", TEST_PRE) for each in made.values()]
     )
     return made
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small random Llama with a tokenizer that llama.cpp knows, and an adapter for it."""
+    root = tmp_path_factory.mktemp("small")
+    known = models.keep_smollm2()
+    rows = json.loads((known / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    base = models.make_llama(root / "base", vocab_rows=rows, license_id="mit")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (base / name).unlink(missing_ok=True)
+        if (known / name).exists():
+            shutil.copyfile(known / name, base / name)
+    return base, models.make_adapter(base, root / "pirate")
