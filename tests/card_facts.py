@@ -138,7 +138,7 @@ ADAPTER = replace(
         target="adapter",
         weights=None,
         behaviour=None,
-        skipped={"weights": "An adapter has no merged weights.", "behaviour": "It needs 12 GB."},
+        skipped={"weights": "an adapter has no merged weights", "behaviour": "needs 12 GB"},
     ),
     repo="pirates/llama-pirate",
 )

@@ -207,10 +207,18 @@ def test_a_sample_is_called_a_sample() -> None:
 
 def test_skipped_levels_are_admitted() -> None:
     told = section(ADAPTER, "How it behaves")
-    assert "- **Not checked:** weights. An adapter has no merged weights." in told
-    assert "- **Not checked:** behaviour. It needs 12 GB." in told
+    assert "- **Not checked:** weights (an adapter has no merged weights)." in told
+    assert "- **Not checked:** behaviour (needs 12 GB)." in told
     assert "KL" not in told
     assert "The figures above" not in body(ADAPTER)
+
+
+def test_an_adapter_is_compared_with_itself() -> None:
+    assert ADAPTER.proof is not None
+    proof = replace(ADAPTER.proof, weights=PROOF.weights)
+    told = section(replace(ADAPTER, proof=proof), "How it behaves")
+    assert "272 of 272 tensors compared with the adapter as it was trained." in told
+    assert "base's bytes" not in told
 
 
 def test_no_proof_is_admitted() -> None:
