@@ -18,10 +18,15 @@ from packager.cli.option import (
     print_text,
     size_text,
 )
+from packager.errors import InputError, UnsupportedFeatureError
+from packager.gguf.architecture import find_family
 from packager.lock import BaseLock, read_lock
+from packager.manifest import Target
 from packager.plan.release import EMITTED
+from packager.untrusted import find_folder, read_json_object
 
 SCHEMA_VERSION = 1
+_GGUF_TARGETS: tuple[Target, ...] = ("ollama", "gguf-adapter")
 
 
 @click.command("inspect")
@@ -41,6 +46,7 @@ def command(adapter: Path, base: str | None, as_json: bool) -> None:
 def inspect_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None) -> dict[str, Any]:
     """Returns everything that `inspect` shows."""
     config = spec.config
+    config_of_base = _read_base_config(base or config.base_name)
     scales = sorted({module.scale for module in spec.modules.values()})
     return {
         "schema_version": SCHEMA_VERSION,
@@ -59,11 +65,32 @@ def inspect_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None)
         "leftover_tensors": list(spec.leftover),
         "base": _base_document(spec, lock, base),
         "features": [asdict(feature) for feature in spec.features],
-        "targets": {
-            target: {"status": _worst(spec, target), "written_by_this_version": target in EMITTED}
-            for target in TARGETS
-        },
+        "targets": {target: _target_document(spec, target, config_of_base) for target in TARGETS},
     }
+
+
+def _target_document(
+    spec: AdapterSpec, target: Target, config_of_base: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the features allow; a base that is here also tells whether its architecture does."""
+    status, reason = _worst(spec, target), ""
+    if target in _GGUF_TARGETS and config_of_base is not None and status != _SEVERITY[-1]:
+        try:
+            find_family(config_of_base)
+        except UnsupportedFeatureError as problem:
+            status, reason = _SEVERITY[-1], f"{problem.what}; {problem.hint}"
+    return {"status": status, "reason": reason, "written_by_this_version": target in EMITTED}
+
+
+def _read_base_config(name: str | None) -> dict[str, Any] | None:
+    """`config.json` of a base that is a folder here, if it can be read."""
+    folder = find_folder(name) if name else None
+    if folder is None:
+        return None
+    try:
+        return read_json_object(folder / "config.json")
+    except InputError:
+        return None
 
 
 def _base_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None) -> dict[str, Any]:
@@ -129,7 +156,11 @@ def _feature_lines(document: dict[str, Any]) -> list[str]:
         ]
     lines.append("")
     lines += reasons
-    later = [target for target in TARGETS if target not in EMITTED]
-    lines.append(f"  this version writes {' and '.join(EMITTED)}; {' and '.join(later)} are judged "
-                 "by their formats")  # fmt: skip
+    lines += [
+        f"  {target}: {item['reason']}"
+        for target, item in document["targets"].items()
+        if item["reason"]
+    ]
+    later = ", ".join(target for target in TARGETS if target not in EMITTED)
+    lines.append(f"  this version writes {', '.join(EMITTED)}; judged by its format only: {later}")
     return lines

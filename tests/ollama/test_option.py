@@ -265,3 +265,19 @@ def test_help_and_completion_tell_the_quantisations() -> None:
     from packager.cli.option import _complete_quant
 
     assert _complete_quant(None, None, "q4") == [name for name in QUANTS if name.startswith("Q4")]
+
+
+def test_inspect_knows_which_architectures_become_gguf(small: Small, tmp_path: Path) -> None:
+    base, adapter = copied(small, tmp_path)
+    targets = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)["targets"]
+    assert (targets["ollama"]["status"], targets["gguf-adapter"]["status"]) == (
+        "works", "normalised",
+    )  # fmt: skip
+    path = base / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"architectures": ["OlmoForCausalLM"]}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    targets = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)["targets"]
+    assert targets["merged"]["status"] == "works"
+    assert targets["ollama"]["status"] == targets["gguf-adapter"]["status"] == "not possible"
+    assert "--llama-cpp DIR" in targets["ollama"]["reason"]
+    assert "ollama: this architecture cannot" in run("inspect", adapter, "--base", base).stdout
