@@ -14,9 +14,9 @@ default:
 demo *args: env
     "{{ bin }}/lorapack" demo {{ args }}
 
-# Run the whole test suite, or the tests named.
+# Run the whole test suite, or the tests named, in two processes.
 test *args: env
-    "{{ bin }}/python" -m pytest {{ args }}
+    OMP_NUM_THREADS=1 "{{ bin }}/python" -m pytest --numprocesses 2 --dist loadfile {{ args }}
 
 # Format, lint and types, as CI checks them.
 lint: env
