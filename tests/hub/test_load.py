@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from packager import hub
+from packager.plan import ReleaseOptions
+from packager.progress import Silent
 from packager.publish import publish_hub
+from packager.release import ReleaseRequest, release
 from tests.hub.bundle import card, seal
 from tests.loopback_hub import Client, LoopbackHub
+from tests.models import make_adapter, make_llama
 
 StartClient = Callable[..., Client]
 TOKEN = "hf_alicesownwritetoken"
@@ -104,3 +108,52 @@ def test_published_models_load_and_compute_the_same(
     folder = process.call(hub.fetch_files, remote, hub.wanted_base_files(remote))
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 2
     assert "Traceback" not in process.printed()
+
+
+def make_release(adapter: Path, out: Path) -> str:
+    """Runs in the client: releases from the base on the Hub, and returns its commit."""
+    options = ReleaseOptions(targets=("adapter", "merged"))
+    request = ReleaseRequest((("pirate", adapter),), out, "org/base", options=options)
+    commit = release(request, Silent()).manifest.base.commit
+    assert commit is not None
+    return commit
+
+
+def truth(base: Path, adapter: Path, tokens: list[list[int]]) -> list[float]:
+    """The logits of base + adapter in float32, flat."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        return list(model(torch.tensor(tokens)).logits.flatten().tolist())
+
+
+def test_a_release_from_a_hub_base_comes_back_from_the_hub(
+    loopback_hub: LoopbackHub, client: StartClient, tmp_path: Path
+) -> None:
+    """The whole way through Xet storage: base, release, two repositories, and both loaded."""
+    loopback_hub.xet = True
+    loopback_hub.add_token(TOKEN, "alice")
+    process = client(token=TOKEN)
+    base = make_llama(tmp_path / "base", dtype="float32", max_shard_size="60KB")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(base)
+    commit = loopback_hub.seed("org/base", base).oid
+    assert process.call(make_release, adapter, tmp_path / "out") == commit
+    made = process.call(publish_hub, tmp_path / "out", "alice/pirate")
+    commits = {repo.repo: repo.commit or "" for repo in made}
+    assert len(loopback_hub.asked("shard")) > 0
+    card = loopback_hub.files("alice/pirate-adapter")["README.md"].decode()
+    assert commit in card
+    # PEFT loads the base that the published adapter names, at the commit that it names.
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    loopback_hub.seed("org/base", base, title="Break the head of the branch")
+    found = process.call(load, "alice/pirate", "alice/pirate-adapter", commits)
+    whole = loopback_hub.files("org/base", commit)
+    (base / "config.json").write_bytes(whole["config.json"])
+    for tokens, logits in found.values():
+        assert logits == pytest.approx(truth(base, adapter, tokens), abs=1e-4)
