@@ -99,6 +99,7 @@ def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None
             "the chat template refuses a conversation",
             where=conversation.name,
             found=_one_line(problem),
+            hint="take the chat template of the base model",
         ) from problem
     if len(text) > MAX_CHARACTERS:
         raise InputError(
@@ -106,6 +107,7 @@ def render_text(tokenizer: Any, conversation: Conversation, *, jinja: str | None
             where=conversation.name,
             expected=f"at most {MAX_CHARACTERS:,} characters",
             found=f"{len(text):,}",
+            hint="take the chat template of the base model",
         )
     return str(text)
 

@@ -96,7 +96,9 @@ _PLANNERS: dict[Target, Planner] = {"ollama": plan_ollama, "gguf-adapter": plan_
 def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
     # Without the folder: a plan of the same model is the same wherever its files lie.
     name = reason.where.rpartition("/")[2]
-    text = LorapackError(reason.what, where=name, expected=reason.expected, found=reason.found)
+    text = LorapackError(
+        reason.what, where=name, expected=reason.expected, found=reason.found, hint=reason.hint
+    )
     return f"{target}/{source.name} is left out: {text}"
 
 

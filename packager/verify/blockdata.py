@@ -24,7 +24,10 @@ def read_data(path: Path, offset: int, count: int) -> NDArray[np.uint8]:
             data = file.read(count)
     except OSError as problem:
         raise InputError(
-            "a GGUF file cannot be read", where=str(path), found=problem.strerror or "an I/O error"
+            "a GGUF file cannot be read",
+            where=str(path),
+            found=problem.strerror or "an I/O error",
+            hint="check the disk; copy the bundle again",
         ) from problem
     if len(data) != count:
         raise InputError(
