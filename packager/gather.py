@@ -31,6 +31,8 @@ from packager.vocabulary import read_vocabulary
 _READ = ("adapter_config.json", "adapter_model.safetensors")
 _MAX_TOKEN_ID = 1 << 31
 _MAX_TOKENIZER_BYTES = 256 << 20
+_UNREAD_DIGEST = "sha256:" + "?" * 64
+"""In the plan of a dry run, which reads no weights; as long as the digest that will stand there."""
 _UNFIT_FOR_NAMES = re.compile(r"[^\w.-]+")
 
 
@@ -160,7 +162,7 @@ def _general_facts(gathered: Gathered, source: AdapterSource, digest: str | None
         license_link=finding.link or "",
         base_repo=ref.repo or "",
         base_commit=ref.commit or "",
-        base_digest=ref.digest,
+        base_digest=ref.digest if ref.remembers or ref.is_hashed else _UNREAD_DIGEST,
         adapter_digest=digest,
     )
 

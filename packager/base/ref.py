@@ -70,6 +70,11 @@ class BaseRef:
             return tuple(entry for entry in self.announced if entry.path in self.names)
         return hash_files(self.directory, self.names, self.on_bytes, remember=self.remembers)
 
+    @property
+    def is_hashed(self) -> bool:
+        """Whether `digest` is known without reading the weights."""
+        return bool(self.announced) or "files" in self.__dict__
+
     def check_unchanged(self) -> None:
         """Refuses a base that was written to since it was found.
 
