@@ -37,8 +37,10 @@ def command(out: Path | None) -> None:
     base, adapter, bundle = map(str, (places.base, places.adapter, places.bundle))
     _run("lock", adapter, "--base", base)
     _run("inspect", adapter)
-    _run("plan", adapter, "--base", base, most_lines=_PLAN_LINES)
-    _run("release", adapter, "--base", base, "--out", bundle)
+    # GGUF files and their proof, which come by default, would double the time.
+    targets = ("--target", "adapter", "--target", "merged")
+    _run("plan", adapter, "--base", base, *targets, most_lines=_PLAN_LINES)
+    _run("release", adapter, "--base", base, *targets, "--out", bundle)
     _run("verify", bundle, "--base", base)
     _show_answers(places.base, places.bundle / "merged" / places.adapter.name)
     click.echo("\n# where everything lies")
@@ -49,6 +51,7 @@ def command(out: Path | None) -> None:
         ("report", f"{bundle}/report/report.html"),
     ):
         click.echo(f"{what:<9}{where}")
+    click.echo("\n# for Ollama: the same release with --target ollama and another --out")
     click.echo(f"\n# all done in {time.monotonic() - started:.0f} s")
 
 
