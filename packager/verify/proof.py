@@ -53,7 +53,8 @@ class WeightsCheck:
     """Level `weights`: tensors recomputed from base + adapter.
 
     Attributes:
-        checked: Tensors recomputed or compared byte by byte.
+        checked: Tensors recomputed or compared byte by byte; in a sample, of large ones that are
+            as in the base only blocks of rows.
         total: Tensors in the artefact.
         by_rule: Rule → (checked, total).
         adapter_tensors_used: Adapter tensors that the checked plan uses, each exactly once.

@@ -71,8 +71,8 @@ def check_weights(
         planned: What the artefact should hold.
         artefact: What it holds.
         sources: Base and adapters.
-        sample_bytes: Check about so many bytes, every rule and kind of module at least once;
-            None checks everything.
+        sample_bytes: Check about so many bytes, every rule and kind of module at least once, of
+            large kept tensors only blocks of rows; None checks everything.
         on_bytes: Told of artefact bytes checked.
     """
     chosen = planned if sample_bytes is None else choose_sample(planned, sample_bytes)
