@@ -25,8 +25,9 @@ PACKAGE = Path(packager.__file__).parent
 ROOMS = (
     "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential",
     "tensorfile", "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
-    "obligation", "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "plan",
-    "chat", "modelfile", "vocabulary", "gather", "recipe", "conversion", "modelconfig", "merge",
+    "obligation", "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "serving",
+    "plan",
+    "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
     "stream", "transform", "basecopy", "stamp", "sinks", "quantise", "bundle", "emit", "verify",
     "card", "cardfacts", "release", "publish", "cli", "__main__",
 )  # fmt: skip

@@ -1,0 +1,162 @@
+"""The values of a server that answers as a base and as each of its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from packager.serving.shape import ModelShape
+
+ServedType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a model of a release is talked to, read from its tokenizer's files.
+
+    Attributes:
+        template: Chat template, or None.
+        tokenizer: `sha256:<hex>` over what decides which token ids a text becomes, or None
+            without a tokenizer; equal digests make equal ids.
+        end_ids: Token ids that end an answer.
+        specials: Name that templates know → text of a special token, such as `eos_token`.
+    """
+
+    template: str | None
+    tokenizer: str | None
+    end_ids: tuple[int, ...]
+    specials: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the base of a release can be had.
+
+    Attributes:
+        repo: `org/name` on the Hub, or None for a folder.
+        commit: 40 hexadecimal digits, or None likewise.
+        digest: `sha256:<hex>` over its files.
+        gated: Whether the Hub asks for an agreement before download.
+    """
+
+    repo: str | None
+    commit: str | None
+    digest: str
+    gated: bool
+
+
+@dataclass(frozen=True)
+class ServedBase:
+    """The model that the server loads.
+
+    Attributes:
+        name: Under which it answers.
+        origin: Where it can be had.
+        license: Licence id.
+        architecture: As in its `config.json`.
+        nbytes: Of its weights.
+        dtype: That the server computes in.
+        quantization: As vLLM names it, or None.
+        context: Most tokens of a prompt with its answer, or None for what the model says.
+        shape: Its sizes, or None where its configuration does not tell.
+        baked: Whether its files are part of the bundle.
+        chat: Whether it has a chat template.
+    """
+
+    name: str
+    origin: Origin
+    license: str
+    architecture: str
+    nbytes: int
+    dtype: ServedType
+    quantization: str | None
+    context: int | None
+    shape: ModelShape | None
+    baked: bool
+    chat: bool
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that the server answers as.
+
+    Attributes:
+        name: Under which it answers; its folder below `adapters/`.
+        rank: Of its normalised form.
+        nbytes: Of the weights of that form.
+        template: Its own chat template, or None for the server's.
+        stop_ids: Token ids that end its answers, beside those that end the base's.
+    """
+
+    name: str
+    rank: int
+    nbytes: int
+    template: str | None = None
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedFactor:
+    """One half of an update, as the server loads it.
+
+    Attributes:
+        name: In the file.
+        dtype: safetensors element type.
+        shape: Rows and columns; a rank below the file's is filled up with zeros.
+        source: Tensor name in the adapter's file.
+        scale: Factor of every value.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class ServedLora:
+    """An adapter in the form in which PEFT, vLLM and llama.cpp compute the same.
+
+    Attributes:
+        rank: Of every update.
+        folded: Whether the scale is part of the weights; else it is as trained.
+        factors: In the order of their data.
+        size: Of the weights file in bytes.
+    """
+
+    rank: int
+    folded: bool
+    factors: tuple[ServedFactor, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """One server.
+
+    Attributes:
+        vllm_version: That the plan was checked against.
+        base: What it loads.
+        adapters: What it answers as besides.
+        max_lora_rank: Smallest that vLLM takes and that holds every rank.
+        max_loras: Adapters that one step of the engine may mix.
+        max_cpu_loras: Adapters kept in memory.
+        gpu_memory_bytes: Of one GPU, where it was told.
+        proven: Whether the bundle holds the answers that the server is checked against.
+    """
+
+    vllm_version: str
+    base: ServedBase
+    adapters: tuple[ServedAdapter, ...]
+    max_lora_rank: int
+    max_loras: int
+    max_cpu_loras: int
+    gpu_memory_bytes: int | None
+    proven: bool
+
+    @property
+    def trusts_templates(self) -> bool:
+        """Whether requests carry chat templates, which the gate alone may put there."""
+        return any(adapter.template is not None for adapter in self.adapters)
