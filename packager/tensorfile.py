@@ -168,6 +168,37 @@ def render_header(
     return len(raw).to_bytes(8, "little") + raw
 
 
+def read_span(ref: TensorRef, first: int, count: int) -> bytearray:
+    """Reads `count` bytes of a tensor, from byte `first` of its data on.
+
+    Raises:
+        InputError: The file cannot be read or is cut short.
+    """
+    buffer = bytearray(count)
+    view, done = memoryview(buffer), 0
+    try:
+        with ref.file.open("rb", buffering=0) as file:
+            file.seek(ref.offset + first)
+            while done < count and (got := file.readinto(view[done:])):
+                done += got
+    except OSError as problem:
+        raise InputError(
+            "the file cannot be read",
+            where=str(ref.file),
+            found=problem.strerror or "an I/O error",
+            hint="check the disk; copy or download the file again",
+        ) from problem
+    if done < count:
+        raise InputError(
+            f"the file ends within tensor {ref.name!r}",
+            where=str(ref.file),
+            expected=f"{ref.offset + ref.nbytes} bytes",
+            found=f"{ref.offset + first + done}",
+            hint="the file changed while it was read: copy or download it again",
+        )
+    return buffer
+
+
 def check_not_pickle(path: Path) -> None:
     """Refuses a weights file that is a pickle by its name.
 

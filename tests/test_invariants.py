@@ -24,8 +24,10 @@ PACKAGE = Path(packager.__file__).parent
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
     "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential",
-    "tensorfile", "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
-    "obligation", "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "serving",
+    "tensorfile", "quantisation",
+    "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
+    "obligation", "license", "adapter", "hub", "base", "lock",
+    "trainingfact", "train", "demo", "gguf", "serving",
     "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
     "stream", "transform", "basecopy", "stamp", "sinks", "quantise", "bundle", "emit", "verify",
@@ -33,7 +35,10 @@ ROOMS = (
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
-    "torch": {"basecopy", "merge", "stream", "transform", "sinks", "verify", "train", "demo"},
+    "torch": {
+        "basecopy", "merge", "quantisation", "stream", "transform", "sinks", "verify", "train",
+        "demo",
+    },  # fmt: skip
     "transformers": {"chat", "verify", "train", "demo", "cli"},
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},

@@ -1,0 +1,116 @@
+"""Models that bitsandbytes or transformers hold quantised, loaded so that weights are compared.
+
+Activations stay in float32, whatever a processor could do faster with short floats: the figures of
+a comparison are then those of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from packager.base import BaseIndex
+from packager.quantisation.encoding import FourBit, FourBitLoad, QuantisedRef
+from packager.quantisation.scheme import CONFIG_KEY, find_scheme
+from packager.quantisation.training import TrainingQuantisation
+
+_INSTALL = 'pip install "lorapack[bitsandbytes]"'
+_CPU = {"": "cpu"}
+
+
+def why_not_loaded(config: Mapping[str, Any], training: TrainingQuantisation | None) -> str:
+    """Says why a base cannot be run as it was in training; empty where it can.
+
+    Args:
+        config: Its `config.json`.
+        training: How it was quantised while it was loaded, or None.
+    """
+    scheme = find_scheme(config)
+    if config.get(CONFIG_KEY) and scheme is None:
+        return "the base is quantised in a way that lorapack does not read"
+    if scheme == "compressed-tensors":
+        return "a base in compressed-tensors is read, but not run: its weights are checked"
+    if (scheme == "bitsandbytes" or training is not None) and find_spec("bitsandbytes") is None:
+        return f"what the adapter saw in training is run by bitsandbytes: {_INSTALL}"
+    return ""
+
+
+def why_not_exact(index: BaseIndex) -> str:
+    """Says why bitsandbytes would run a base wrongly on a processor; empty where it would not.
+
+    Source: bitsandbytes 0.50, backends/cpu/ops.py, dequantize_4bit: its kernel takes the scales
+    of other blocks where a row ends within a block.
+    """
+    for ref in index.tensors.values():
+        if isinstance(ref, QuantisedRef) and isinstance(ref.encoding, FourBit | FourBitLoad):
+            block = ref.encoding.block if isinstance(ref.encoding, FourBit) else 64
+            width = ref.shape[0] if _is_transposed(ref) else ref.shape[-1]
+            if width % block:
+                return (
+                    f"bitsandbytes misreads rows of {width} values, which do not fill blocks of "
+                    f"{block}, on a processor; the weights are checked without it"
+                )
+    return ""
+
+
+def _is_transposed(ref: QuantisedRef) -> bool:
+    return isinstance(ref.encoding, FourBitLoad) and ref.encoding.transposed
+
+
+def load_arguments(
+    config: Mapping[str, Any], training: TrainingQuantisation | None
+) -> dict[str, Any]:
+    """Returns what `from_pretrained` is told about quantisation.
+
+    Args:
+        config: `config.json` of the folder to be loaded.
+        training: How the base was quantised while it was loaded, or None for as it is stored.
+    """
+    if find_scheme(config) == "bitsandbytes":
+        return {"device_map": _CPU}
+    if training is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    kind, _, double = training.loaded_in.partition("-")
+    settings: dict[str, Any] = {
+        "llm_int8_skip_modules": None if training.skipped is None else list(training.skipped)
+    }
+    if kind == "int8":
+        settings["load_in_8bit"] = True
+    else:
+        settings |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": kind,
+            "bnb_4bit_use_double_quant": bool(double),
+        }
+    return {"device_map": _CPU, "quantization_config": BitsAndBytesConfig(**settings)}
+
+
+def compute_in_float32(model: Any) -> Any:
+    """Has quantised layers compute in float32; returns the model.
+
+    Layers of 8 bits, which round activations to 8 bits as well, become plain ones with the same
+    weights.
+
+    Source: bitsandbytes 0.50, nn/modules.py, Linear4bit.forward; transformers 5.23,
+    integrations/bitsandbytes.py, dequantize_and_replace.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = torch.float32
+            module.compute_type_is_set = True
+            module.support_avx512bf16_for_cpu = False
+    if getattr(model, "is_loaded_in_8bit", False):
+        model.dequantize(torch.float32)
+        model.is_loaded_in_8bit = False
+    return model
+
+
+def quantised_modules(model: Any) -> tuple[str, ...]:
+    """Returns the names of the layers that are quantised."""
+    names = ("Linear4bit", "Linear8bitLt")
+    return tuple(name for name, module in model.named_modules() if type(module).__name__ in names)
