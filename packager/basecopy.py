@@ -9,7 +9,7 @@ from packager.base import BaseIndex
 from packager.errors import BaseMismatchError
 from packager.plan import AdapterSource
 from packager.plan.rule import find_base_weight
-from packager.stream import read_rows
+from packager.rowreader import read_rows
 from packager.tensorfile import TensorRef
 
 _BLOCK_ELEMENTS = 1 << 20

@@ -26,9 +26,10 @@ from packager.manifest import FileEntry
 from packager.plan import PlannedTensor
 from packager.progress import Progress
 from packager.sinks.gguf import GgufSink
-from packager.stream import AdapterTensors, single_threaded_torch
+from packager.stream import single_threaded_torch
 from packager.tensorfile import TensorRef
 from packager.transform import RowBlock, plan_blocks
+from packager.updatereader import AdapterTensors
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Tensor name → weight of each column, of each matrix in turn."""

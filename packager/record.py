@@ -13,7 +13,8 @@ Record = TypeVar("Record")
 def build_record(kind: type[Record], raw: Any) -> Record:
     """Returns a dataclass value from what `dataclasses.asdict` and JSON made of one.
 
-    Lists become tuples and mappings become dataclasses, as the fields declare.
+    Lists become tuples and mappings become dataclasses, as the fields declare; of a union of
+    dataclasses, the one whose `kind` it is.
 
     Raises:
         TypeError: A field is missing, unknown, or holds another type.
@@ -28,6 +29,8 @@ def build_record(kind: type[Record], raw: Any) -> Record:
 def _build(hint: Any, raw: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
+        if isinstance(raw, dict) and "kind" in raw:
+            args = tuple(arg for arg in args if raw["kind"] in _kinds(arg))
         fitting = [arg for arg in args if (get_origin(arg) is tuple) == isinstance(raw, list)]
         return raw if raw is None or not fitting else _build(fitting[0], raw)
     if origin is tuple and isinstance(raw, list):
@@ -35,6 +38,11 @@ def _build(hint: Any, raw: Any) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return build_record(hint, raw)
     return raw
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Returns the kinds of a dataclass that is told from its neighbours in a union by one."""
+    return get_args(get_type_hints(hint).get("kind")) if is_dataclass(hint) else ()
 
 
 def check_fields(record: object) -> None:

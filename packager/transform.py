@@ -14,10 +14,11 @@ from torch import Tensor
 
 from packager.errors import AdapterError
 from packager.gguf.value import GgufTensor
-from packager.merge import Factors, add_deltas
+from packager.merge import RowUpdate, apply_updates
 from packager.plan import PlannedTensor
-from packager.stream import AdapterTensors, read_factors, read_rows
+from packager.rowreader import as_matrix, read_rows
 from packager.tensorfile import TensorRef
+from packager.updatereader import AdapterTensors, find_source, read_updates
 
 BLOCK_VALUES = 1 << 20
 """Values in a block: 4 MiB of float32. A row, or a head to be permuted, may make it longer."""
@@ -35,9 +36,10 @@ class RowBlock:
         first: Row of the matrix, as GGUF has it, that the block begins with.
         count: Of rows.
         width: Of a row.
-        ref: The matrix in the base, shape (rows, width) as stored; None where the tensor has
+        ref: The stored tensor, its matrices one below the other; None where the GGUF tensor has
             values of its own.
-        factors: Updates of the matrix as stored.
+        updates: Of the stored tensor.
+        start: Its row with which the matrix begins.
     """
 
     tensor: GgufTensor
@@ -46,7 +48,8 @@ class RowBlock:
     count: int
     width: int
     ref: TensorRef | None
-    factors: tuple[Factors, ...]
+    updates: tuple[RowUpdate, ...]
+    start: int = 0
 
     def make(self) -> Tensor:
         """Reads, merges and transforms the rows.
@@ -61,10 +64,12 @@ class RowBlock:
         if self.ref is None:
             return torch.tensor(self.tensor.values, dtype=torch.float32).view(1, -1)
         if self.tensor.transform == "transpose":
-            values, factors = self._read_columns(self.ref), _transposed(self.factors)
+            values = self._read_columns(self.ref)
+            updates = tuple(update.transposed() for update in self.updates)
         else:
-            values, factors = read_rows(self.ref, self.first, self.count).float(), self.factors
-        if not add_deltas(values, factors, self.first):
+            values = read_rows(self.ref, self.start + self.first, self.count).float()
+            updates = self.updates
+        if not apply_updates(values, updates, self.start + self.first):
             raise AdapterError(
                 f"the merged tensor {self.ref.name!r} holds NaN or infinity",
                 where=str(self.ref.file),
@@ -79,7 +84,9 @@ class RowBlock:
         step = max(1, BLOCK_VALUES // ref.shape[1])
         for start in range(0, self.width, step):
             count = min(step, self.width - start)
-            stripe = read_rows(ref, start, count)[:, self.first : self.first + self.count]
+            stripe = read_rows(ref, self.start + start, count)[
+                :, self.first : self.first + self.count
+            ]
             values[:, start : start + count].copy_(stripe.T)
         return values
 
@@ -117,27 +124,21 @@ def plan_blocks(
         matrix = 0
         for source in tensor.sources:
             merged = planned[source]
-            factors = read_factors(merged.deltas, adapters, torch.float32)
-            for ref in _matrices(base[merged.source], tensor):
-                yield from _matrix_blocks(tensor, matrix, ref, factors)
+            stored = find_source(merged, base, adapters)
+            updates = read_updates(merged, stored, adapters, torch.float32)
+            rows, width = (1, *tensor.shape)[-2:]
+            if tensor.transform == "transpose":
+                rows, width = width, rows
+            whole = as_matrix(stored)
+            assert whole.shape[1] == width, tensor.name
+            for start in range(0, whole.shape[0], rows):
+                for block in _matrix_blocks(tensor, matrix, whole, updates):
+                    yield replace(block, start=start)
                 matrix += 1
 
 
-def _matrices(ref: TensorRef, tensor: GgufTensor) -> Iterator[TensorRef]:
-    """Splits a stored tensor of three dimensions into its matrices; a vector is one row."""
-    width = ref.shape[-1]
-    rows = ref.shape[-2] if len(ref.shape) > 1 else 1
-    count = ref.nbytes // replace(ref, shape=(rows, width)).nbytes
-    flat = (rows, width)
-    wanted = (1, *tensor.shape)[-2:]
-    assert wanted == (flat[::-1] if tensor.transform == "transpose" else flat), tensor.name
-    size = ref.nbytes // count
-    for number in range(count):
-        yield replace(ref, offset=ref.offset + number * size, shape=flat)
-
-
 def _matrix_blocks(
-    tensor: GgufTensor, matrix: int, ref: TensorRef, factors: tuple[Factors, ...]
+    tensor: GgufTensor, matrix: int, ref: TensorRef, updates: tuple[RowUpdate, ...]
 ) -> Iterator[RowBlock]:
     rows, width = (1, *tensor.shape)[-2:]
     limit = _TRANSPOSED_VALUES if tensor.transform == "transpose" else BLOCK_VALUES
@@ -146,17 +147,9 @@ def _matrix_blocks(
         head_rows = _head_rows(tensor)
         step = max(1, step // head_rows) * head_rows
     for first in range(0, rows, step):
-        yield RowBlock(tensor, matrix, first, min(step, rows - first), width, ref, factors)
+        yield RowBlock(tensor, matrix, first, min(step, rows - first), width, ref, updates)
 
 
 def _head_rows(tensor: GgufTensor) -> int:
     rows = tensor.shape[0] if len(tensor.shape) == 1 else tensor.shape[-2]
     return rows // tensor.heads
-
-
-def _transposed(factors: tuple[Factors, ...]) -> tuple[Factors, ...]:
-    """Returns the factors of the transposed update: `(B·A)ᵀ = Aᵀ·Bᵀ`."""
-    return tuple(
-        Factors(item.lora_b.T.contiguous(), item.lora_a.T.contiguous(), item.scale)
-        for item in factors
-    )

@@ -28,17 +28,26 @@ ROOMS = (
     "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
     "obligation", "license", "adapter", "hub", "base", "lock",
     "trainingfact", "train", "demo", "gguf", "serving",
-    "plan",
+    "container", "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
-    "stream", "transform", "basecopy", "stamp", "sinks", "quantise", "bundle", "emit", "verify",
-    "card", "cardfacts", "release", "publish", "cli", "__main__",
+    "rowreader", "updatereader", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
+    "bundle", "emit", "verify", "card", "cardfacts", "release", "publish", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
     "torch": {
-        "basecopy", "merge", "quantisation", "stream", "transform", "sinks", "verify", "train",
+        "basecopy",
+        "merge",
+        "quantisation",
+        "rowreader",
+        "updatereader",
+        "stream",
+        "transform",
+        "sinks",
+        "verify",
+        "train",
         "demo",
-    },  # fmt: skip
+    },
     "transformers": {"chat", "verify", "train", "demo", "cli"},
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},
@@ -132,7 +141,7 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["plan", "card", "errors", "adapter", "base", "lock"])
+@pytest.mark.parametrize("module", ["plan", "container", "card", "errors", "adapter", "base", "lock"])
 def test_pure_rooms_load_no_heavy_library(module: str) -> None:
     loaded = loaded_after(f"import packager.{module}")
     assert "packager" in loaded

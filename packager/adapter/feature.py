@@ -53,6 +53,8 @@ class _Rule:
     merged: Support
     vllm: Support
     adapter: Support = Support("works", "PEFT loads it as trained")
+    in_pairs: bool = True
+    """Whether pairs of linear layers hold all of it, as a GGUF LoRA does."""
 
 
 _MERGES = Support("works", "merged in float32, rounded once")
@@ -117,7 +119,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule("layers_to_transform", _layers, _MERGES, _SERVED),
     _Rule("exclude_modules", _filled("exclude_modules"), _MERGES, _SERVED),
     _Rule("regex target_modules", _regex_targets, _MERGES, _SERVED),
-    _Rule("dora", _flag("use_dora"), _NOT_MERGED, _refused()),
+    _Rule("dora", _flag("use_dora"), _MERGES, _refused(), in_pairs=False),
     _Rule("modules_to_save", _filled("modules_to_save"), _NOT_MERGED, _refused()),
     _Rule(
         "trainable_token_indices",
@@ -204,7 +206,7 @@ def _support(rule: _Rule) -> dict[Target, Support]:
         "adapter": rule.adapter,
         "merged": rule.merged,
         "ollama": _OLLAMA_MERGES if merges else rule.merged,
-        "gguf-adapter": _GGUF_FOLDS if merges else _GGUF_LACKS,
+        "gguf-adapter": _GGUF_FOLDS if merges and rule.in_pairs else _GGUF_LACKS,
         "vllm": rule.vllm,
     }
 

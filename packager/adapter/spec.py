@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +33,8 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weig
 # Source: the same file, get_peft_model_state_dict, save_embedding_layers: where LoRA is on the
 # head, PEFT saves the frozen weight below it too.
 _COPY = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.weight")
+# Source: PEFT 0.21, src/peft/tuners/lora/model.py, _get_adapter_state_dict: without `.weight`.
+_MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector")
 _TENSOR_FEATURES = (
     ("lora_embedding", "LoRA on embeddings"),
     ("lora_magnitude_vector", "DoRA magnitudes"),
@@ -57,6 +59,7 @@ class LoraModule:
         scale: Factor of B·A.
         base_copy: The base's own weight, where it was saved along, shape
             (out_features, in_features); it has to equal the base's.
+        magnitude: Of DoRA, shape (out_features,), or None.
     """
 
     module: str
@@ -66,6 +69,7 @@ class LoraModule:
     alpha: float
     scale: float
     base_copy: TensorRef | None = None
+    magnitude: TensorRef | None = None
 
 
 @dataclass(frozen=True)
@@ -184,20 +188,26 @@ def _sort_tensors(
         )
     pairs: dict[str, dict[str, TensorRef]] = {}
     copies: dict[str, TensorRef] = {}
+    magnitudes: dict[str, TensorRef] = {}
     for tensor in tensors if config.peft_type == "LORA" else ():
         if (copy := _COPY.fullmatch(tensor.name)) is not None:
             copies[copy["module"]] = tensor
+        elif (key := _MAGNITUDE.fullmatch(tensor.name)) is not None:
+            magnitudes[key["module"]] = tensor
         elif (key := _KEY.fullmatch(tensor.name)) and not key["module"].endswith(".base_layer"):
             pairs.setdefault(key["module"], {})[key["part"]] = tensor
     modules = {
-        name: _module(name, pairs[name], copies.get(name), config, where)
+        name: replace(
+            _module(name, pairs[name], copies.get(name), config, where),
+            magnitude=magnitudes.get(name),
+        )
         for name in sorted(pairs)
         if not _has_other_shapes(pairs[name], config)
     }
     used = {
         ref.name
         for module in modules.values()
-        for ref in (module.lora_a, module.lora_b, module.base_copy)
+        for ref in (module.lora_a, module.lora_b, module.base_copy, module.magnitude)
         if ref is not None
     }
     return modules, tuple(tensor.name for tensor in tensors if tensor.name not in used)

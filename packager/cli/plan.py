@@ -19,7 +19,15 @@ from packager.cli.option import (
 )
 from packager.cli.progress import TerminalProgress
 from packager.gguf.value import GgufTensor
-from packager.plan import GgufLoraPlan, GgufPlan, PlannedTensor, ReleasePlan, TargetPlan
+from packager.plan import (
+    Delta,
+    GgufLoraPlan,
+    GgufPlan,
+    PlannedTensor,
+    ReleasePlan,
+    TargetPlan,
+    Update,
+)
 from packager.plan.document import plan_document
 
 
@@ -119,4 +127,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _deltas(tensor: PlannedTensor) -> str:
-    return "".join(f" + {delta.scale:g}·B·A rank {delta.rank}" for delta in tensor.deltas)
+    return "".join(map(_update_text, tensor.deltas))
+
+
+def _update_text(update: Update) -> str:
+    if isinstance(update, Delta):
+        return f" + {update.scale:g}·B·A rank {update.rank}"
+    return f", each {update.axis} to its trained norm"

@@ -21,8 +21,9 @@ from packager.sinks.peft import (
     write_folded_weights,
 )
 from packager.sinks.safetensors import SafetensorsSink, render_index
-from packager.stream import adapter_tensors, stream_tensors
+from packager.stream import stream_tensors
 from packager.untrusted import resolve_inside
+from packager.updatereader import adapter_tensors
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:

@@ -16,7 +16,7 @@ from packager.plan.gguf import map_source
 from packager.progress import Progress
 from packager.quantise import WeightSources, write_gguf
 from packager.recipe import find_quants, make_recipe
-from packager.stream import adapter_tensors
+from packager.updatereader import adapter_tensors
 
 
 def write_models(

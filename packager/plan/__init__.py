@@ -4,9 +4,9 @@ from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource, GgufSource
+from packager.plan.update import Delta, Magnitude, Update
 from packager.plan.value import (
     ConverterPlan,
-    Delta,
     GgufLoraPlan,
     GgufPlan,
     LoraFactor,
@@ -26,12 +26,14 @@ __all__ = [
     "GgufPlan",
     "GgufSource",
     "LoraFactor",
+    "Magnitude",
     "PlannedFile",
     "PlannedShard",
     "PlannedTensor",
     "ReleaseOptions",
     "ReleasePlan",
     "TargetPlan",
+    "Update",
     "parse_plan",
     "plan_release",
     "render_plan",

@@ -111,8 +111,8 @@ def needs_folding(source: AdapterSource) -> bool:
     Only plain LoRA has a normalised form; with anything else beside the pairs, folding the scale
     into them would make another adapter.
     """
-    config = source.spec.config
-    plain = all(item.support["merged"].status == "works" for item in source.spec.features)
+    config, features = source.spec.config, source.spec.features
+    plain = all(item.support["gguf-adapter"].status != "not possible" for item in features)
     return plain and (config.use_rslora or bool(config.rank_pattern) or bool(config.alpha_pattern))
 
 

@@ -7,13 +7,13 @@ from packager.base import BaseIndex
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError, BaseError, LorapackError
 from packager.plan.source import AdapterSource
-from packager.plan.value import Delta, PlannedTensor
+from packager.plan.update import Axis, Delta, Magnitude, Update, rule_of
+from packager.plan.value import PlannedTensor
+from packager.quantisation.encoding import QuantisedRef
+from packager.quantisation.layer import CONV1D_MODELS, CONV1D_MODULES
 from packager.tensorfile import TensorRef
 
 HEAD_NAME = "lm_head.weight"
-# Source: transformers 5.x, models/*/modeling_*.py: the models that use pytorch_utils.Conv1D.
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D_MODULES = ("c_attn", "q_attn", "c_proj", "c_fc")
 _OMITTED_PREFIX = "transformer."
 """What the checkpoints of GPT-2 on the Hub leave out of their names."""
 _SHOWN = 3
@@ -36,10 +36,10 @@ def plan_tensors(
     targets, problems = _match_modules(source, base)
     planned: dict[str, PlannedTensor] = {}
     for name, ref in base.tensors.items():
-        planned[name] = _plan_tensor(name, ref, targets.pop(name, None), dtype)
+        planned[name] = _plan_tensor(name, ref, targets.pop(name, ()), dtype)
     if HEAD_NAME in targets and base.embedding is not None:
-        delta = targets.pop(HEAD_NAME)
-        planned[HEAD_NAME] = _plan_tensor(HEAD_NAME, base.embedding, delta, dtype)
+        updates = targets.pop(HEAD_NAME)
+        planned[HEAD_NAME] = _plan_tensor(HEAD_NAME, base.embedding, updates, dtype)
     return planned, problems
 
 
@@ -47,7 +47,7 @@ def unties_head(planned: dict[str, PlannedTensor], base: BaseIndex) -> bool:
     """Tells whether the plan gives a tied model a head of its own."""
     head = base.head
     name = HEAD_NAME if head is None else head.name
-    return base.ties_embeddings and name in planned and planned[name].rule == "lora"
+    return base.ties_embeddings and name in planned and bool(planned[name].deltas)
 
 
 def find_base_weight(module: LoraModule, base: BaseIndex) -> TensorRef | None:
@@ -69,20 +69,30 @@ def stores_transposed(module: LoraModule, base: BaseIndex) -> bool:
 
     Source: PEFT 0.21, tuners/lora/model.py, _create_new_module: Conv1D and Linear.
     """
-    return _uses_conv1d(base) and module.module.rpartition(".")[2] in _CONV1D_MODULES
+    return _uses_conv1d(base) and module.module.rpartition(".")[2] in CONV1D_MODULES
 
 
 def _uses_conv1d(base: BaseIndex) -> bool:
-    return base.config.get("model_type") in _CONV1D_MODELS
+    return base.config.get("model_type") in CONV1D_MODELS
 
 
 def _plan_tensor(
-    name: str, ref: TensorRef, delta: Delta | None, dtype: str | None
+    name: str, ref: TensorRef, updates: tuple[Update, ...], dtype: str | None
 ) -> PlannedTensor:
     out = dtype if dtype is not None and ref.dtype in MERGEABLE else ref.dtype
-    if delta is None:
-        return PlannedTensor(name, out, ref.shape, "copy" if out == ref.dtype else "cast", ref.name)
-    return PlannedTensor(name, out, ref.shape, "lora", ref.name, (delta,))
+    if not updates:
+        rule = "copy" if out == ref.dtype else "cast"
+        rule = "dequantise" if isinstance(ref, QuantisedRef) else rule
+        return PlannedTensor(name, out, ref.shape, rule, ref.name)
+    return PlannedTensor(name, out, ref.shape, rule_of(updates), ref.name, updates)
+
+
+def _plan_updates(module: LoraModule, adapter: str, base: BaseIndex) -> tuple[Update, ...]:
+    delta = _plan_delta(module, adapter, base)
+    if module.magnitude is None:
+        return (delta,)
+    axis: Axis = "column" if delta.transposed else "row"
+    return (delta, Magnitude(adapter, module.module, module.magnitude.name, axis))
 
 
 def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
@@ -100,8 +110,8 @@ def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
 
 def _match_modules(
     source: AdapterSource, base: BaseIndex
-) -> tuple[dict[str, Delta], list[LorapackError]]:
-    targets: dict[str, Delta] = {}
+) -> tuple[dict[str, tuple[Update, ...]], list[LorapackError]]:
+    targets: dict[str, tuple[Update, ...]] = {}
     problems: list[LorapackError] = []
     unknown: list[str] = []
     unselected: list[str] = []
@@ -118,7 +128,7 @@ def _match_modules(
         problem = _check_fit(source, module, ref, base)
         if problem is not None:
             problems.append(problem)
-        targets[name] = _plan_delta(module, source.name, base)
+        targets[name] = _plan_updates(module, source.name, base)
     if unknown and not _stored_elsewhere(source):
         problems.insert(0, _unknown_modules(source, base, unknown))
     if unselected:
@@ -165,7 +175,7 @@ def _untold_layout(source: AdapterSource, module: LoraModule, base: BaseIndex) -
     return AdapterError(
         f"it cannot be told which way round the base stores the weight of {module.module!r}",
         where=str(source.spec.directory),
-        expected="fan_in_fan_out only on " + ", ".join(_CONV1D_MODELS),
+        expected="fan_in_fan_out only on " + ", ".join(CONV1D_MODELS),
         found=f"model_type {base.config.get('model_type')!r}"[:80],
         hint="if the layer is torch's Linear, set fan_in_fan_out to false in adapter_config.json",
     )

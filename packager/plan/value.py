@@ -1,4 +1,25 @@
-"""The values of a plan."""
+"""The values of a plan.
+
+A tensor of a merged model is made of rows: it starts from a stored tensor, of the base or of an
+adapter, and updates change its rows, one after the other, in an arithmetic that is rounded once at
+the end. `PlannedTensor` names both, and no more is needed to make it:
+
+    rows = read_rows(source)                      rowreader   dequantises where the source is so
+    for update in deltas: update.apply(rows)      merge       the formulas, each in one place
+    round(rows)                                   stream | transform | verify
+
+An update is three things that bear one kind: a value here, in `update`, of names and numbers; a
+`RowUpdate` in `merge.update`, of tensors, which changes any block of whole rows in place, bounds
+its own error, and knows its transpose; and a branch in `updatereader.read_updates` that makes the
+one from the other. What depends on a whole tensor (norms of columns, a module of PEFT's) is worked
+out there, once for each tensor, from blocks of rows as the updates before left them. The merged
+files (`stream`), GGUF (`transform`) and the proof (`verify.weights` and `verify.truthrows`, which
+compute in float64) only apply what `read_updates` gives them: a new kind has nothing to add there.
+
+Rows are those of a matrix: a vector is one row, and dimensions before the last are counted as
+rows, so that an expert of a stack is a range of rows. `PlannedTensor.adapter_tensors` is the
+ledger: over all tensors, it names every tensor of every adapter once.
+"""
 
 from __future__ import annotations
 
@@ -10,41 +31,18 @@ from packager.gguf.layout import GgufFile
 from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
+from packager.plan.update import Update
 from packager.tensorfile import tensor_bytes
 
 SCHEMA_VERSION = 1
 
-Rule = Literal["copy", "cast", "lora"]
-"""What makes an output tensor: the base's bytes; the base's values in another dtype;
-`round(W + Σ scale·B·A)`."""
+Rule = str
+"""What makes an output tensor, as people are shown it: `copy`, the base's bytes; `cast`, the base's
+values in another dtype; `dequantise`, what its quantised values stand for; `saved`, a tensor that
+the adapter holds in its place; else the kinds of its updates, such as `lora`
+(`round(W + Σ scale·B·A)`) or `dora`."""
 
 Origin = Literal["adapter", "base", "written"]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """One low-rank update `scale · lora_b @ lora_a`.
-
-    Attributes:
-        adapter: Name of the adapter in the release.
-        module: Dotted module name.
-        lora_a: Tensor name in the adapter's file, shape (rank, in_features).
-        lora_b: Tensor name in the adapter's file, shape (out_features, rank).
-        rank: Inner dimension.
-        scale: Factor.
-        base_copy: Tensor name in the adapter's file of a copy of the base's weight, or None.
-        transposed: Whether the base stores this weight as (in_features, out_features), so that
-            the update is `scale · (lora_b @ lora_a)ᵀ`.
-    """
-
-    adapter: str
-    module: str
-    lora_a: str
-    lora_b: str
-    rank: int
-    scale: float
-    base_copy: str | None = None
-    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ class PlannedTensor:
         dtype: safetensors element type of the output.
         shape: Of the output.
         rule: What makes it.
-        source: Name of the base tensor that it is made from.
-        deltas: Updates, in the order in which they are added.
+        source: Name of the stored tensor that its rows start from.
+        deltas: Updates, in the order in which they are applied.
+        source_adapter: Name of the adapter that holds the source, or None for the base.
     """
 
     name: str
@@ -65,12 +64,20 @@ class PlannedTensor:
     shape: tuple[int, ...]
     rule: Rule
     source: str
-    deltas: tuple[Delta, ...] = ()
+    deltas: tuple[Update, ...] = ()
+    source_adapter: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes in the output."""
         return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def adapter_tensors(self) -> tuple[tuple[str, str], ...]:
+        """(adapter, name) of every tensor of adapters that it is made from."""
+        used = [(update.adapter, name) for update in self.deltas for name in update.tensors]
+        source = self.source_adapter
+        return tuple(used if source is None else [(source, self.source), *used])
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from packager.gguf.header import padded
 from packager.manifest import FileEntry
 from packager.plan import GgufLoraPlan, LoraFactor
 from packager.plan.ggufadapter import render_lora_start
+from packager.rowreader import read_rows
 from packager.sequential import SequentialFile
-from packager.stream import read_rows
 from packager.tensorfile import TensorRef
 
 

@@ -18,8 +18,8 @@ import torch
 from packager.adapter import AdapterSpec, LoraModule
 from packager.base import BaseRef
 from packager.errors import output_error
+from packager.rowreader import read_rows
 from packager.sinks.safetensors import METADATA
-from packager.stream import read_rows
 from packager.tensorfile import render_header
 
 PINNED_FIELDS = frozenset({"base_model_name_or_path", "revision", "inference_mode"})

@@ -27,7 +27,7 @@ from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.layout import needs_folding
 from packager.progress import Progress, Silent
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
-from packager.stream import adapter_tensors
+from packager.updatereader import adapter_tensors
 from packager.verify.files import check_files
 from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
 from packager.verify.lora import check_gguf_lora, measure_gguf_lora

@@ -20,7 +20,7 @@ from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufModel
 from packager.plan import GgufLoraPlan, LoraFactor, PlannedTensor
 from packager.progress import Silent
-from packager.stream import read_rows
+from packager.rowreader import read_rows
 from packager.tensorfile import TensorRef
 from packager.verify.proof import BehaviourCheck, WeightsCheck
 

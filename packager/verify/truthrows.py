@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from packager.gguf.value import GgufTensor
-from packager.merge import Factors
+from packager.merge import RowUpdate, bound_error
 from packager.plan import PlannedTensor
-from packager.stream import AdapterTensors, read_factors, read_rows
+from packager.rowreader import as_matrix, read_rows
 from packager.tensorfile import TensorRef
+from packager.updatereader import AdapterTensors, find_source, read_updates
 
 _BLOCK_VALUES = 1 << 19
 _FLOAT32 = 2.0**-24
@@ -63,47 +63,57 @@ def stream_truth(
 
     Raises:
         InputError: A source cannot be read.
-        AdapterError: A factor holds NaN or infinity.
+        AdapterError: A tensor of the adapter holds NaN or infinity.
     """
     if tensor.values:
         truth = torch.tensor([tensor.values], dtype=torch.float32).double()
         yield Rows(0, 0, truth, torch.zeros_like(truth))
     number = 0
     for name in tensor.sources:
-        factors = read_factors(merged[name].deltas, sources.adapters, torch.float64)
-        for ref in _matrices(sources.base[merged[name].source]):
-            yield from _stream_matrix(tensor, number, ref, factors)
+        ref = find_source(merged[name], sources.base, sources.adapters)
+        updates = read_updates(merged[name], ref, sources.adapters, torch.float64)
+        whole = as_matrix(ref)
+        height = _stored_rows(tensor)
+        for start in range(0, whole.shape[0], height):
+            yield from _stream_matrix(tensor, number, _Matrix(whole, start, height, updates))
             number += 1
 
 
-def _matrices(ref: TensorRef) -> list[TensorRef]:
-    """Takes apart experts that the base stores stacked."""
-    if len(ref.shape) < 3:
-        return [ref]
-    flat, size = ref.shape[-2:], ref.nbytes // math.prod(ref.shape[:-2])
-    return [
-        replace(ref, offset=ref.offset + start, shape=flat) for start in range(0, ref.nbytes, size)
-    ]
+@dataclass(frozen=True)
+class _Matrix:
+    """A stored matrix, perhaps one of several below each other, with the updates of them all."""
+
+    whole: TensorRef
+    start: int
+    height: int
+    updates: tuple[RowUpdate, ...]
+
+    def read(self, first: int, count: int) -> Tensor:
+        return read_rows(self.whole, self.start + first, count).double()
 
 
-def _stream_matrix(
-    tensor: GgufTensor, number: int, ref: TensorRef, factors: tuple[Factors, ...]
-) -> Iterator[Rows]:
-    if len(ref.shape) < 2:
-        vector = read_rows(ref, 0, ref.shape[0] if ref.shape else 1).double()
-        order = _row_order(tensor, len(vector))
-        truth = _finish(tensor, vector[order].reshape(1, -1))
-        yield Rows(number, number, truth, torch.zeros_like(truth))
+def _stored_rows(tensor: GgufTensor) -> int:
+    """Returns the rows of one of the stored matrices that a GGUF tensor is made of."""
+    rows, width = (1, *tensor.shape)[-2:]
+    return width if tensor.transform == "transpose" else rows
+
+
+def _stream_matrix(tensor: GgufTensor, number: int, matrix: _Matrix) -> Iterator[Rows]:
+    rows, width = (1, *tensor.shape)[-2:]
+    if len(tensor.shape) < 2:
+        base, change, slack = _merge_rows(tensor, matrix, torch.arange(1))
+        order = _row_order(tensor, base.shape[1])
+        truth = base if change is None else base + change
+        parts = (None if part is None else part[:, order] for part in (truth, slack, change))
+        truth, slack, change = parts
+        yield Rows(number, number, _finish(tensor, truth), slack, change)
         return
-    rows, width = tensor.shape[-2:]
-    start = number * rows
     order = _row_order(tensor, rows)
     step = max(1, _BLOCK_VALUES // width)
     for first in range(0, rows, step):
-        wanted = order[first : first + step]
-        base, change, slack = _merge_rows(tensor, ref, factors, wanted)
+        base, change, slack = _merge_rows(tensor, matrix, order[first : first + step])
         truth = base if change is None else base + change
-        yield Rows(number, start + first, _finish(tensor, truth), slack, change)
+        yield Rows(number, number * rows + first, _finish(tensor, truth), slack, change)
 
 
 def _row_order(tensor: GgufTensor, rows: int) -> Tensor:
@@ -121,34 +131,25 @@ def _row_order(tensor: GgufTensor, rows: int) -> Tensor:
 
 
 def _merge_rows(
-    tensor: GgufTensor, ref: TensorRef, factors: tuple[Factors, ...], wanted: Tensor
+    tensor: GgufTensor, matrix: _Matrix, wanted: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Makes some rows: the base's, what is added, a bound on the error of float32 arithmetic.
-
-    Standard forward bound: (terms + 2) · 2^-24 · Σ|terms|.
-    """
+    """Makes some rows: the base's, what is added, a bound on the error of float32 arithmetic."""
+    low, high = int(wanted.min()), int(wanted.max())
+    updates = matrix.updates
     if tensor.transform == "transpose":
-        whole = read_rows(ref, 0, ref.shape[0]).double()
-        base = whole[:, wanted].T.contiguous()
+        base = matrix.read(0, matrix.height)[:, low : high + 1].T.contiguous()
+        updates = tuple(update.transposed() for update in updates)
     else:
-        low, high = int(wanted.min()), int(wanted.max())
-        span = read_rows(ref, low, high - low + 1).double()
-        base = span[wanted - low]
-    if not factors:
-        return base, None, torch.zeros_like(base)
-    magnitude = base.abs()
-    change = torch.zeros_like(base)
-    terms = 2
-    for item in factors:
-        # The factors are those of the tensor as the base stores it.
-        lora_b, lora_a = item.lora_b, item.lora_a
-        if tensor.transform == "transpose":
-            lora_b, lora_a = lora_a.T, lora_b.T
-        own = lora_b[wanted]
-        change.addmm_(own, lora_a, alpha=item.scale)
-        magnitude = magnitude + abs(item.scale) * (own.abs() @ lora_a.abs())
-        terms += item.lora_a.shape[0] + 1
-    return base, change, magnitude * (terms * _FLOAT32)
+        base = matrix.read(low, high - low + 1)
+    within = wanted - low
+    if not updates:
+        return base[within], None, torch.zeros_like(base[within])
+    first = matrix.start + low
+    merged = base.clone()
+    for update in updates:
+        update.apply(merged, first)
+    slack = bound_error(base, updates, first, _FLOAT32)
+    return base[within], (merged - base)[within], slack[within]
 
 
 def _finish(tensor: GgufTensor, truth: Tensor) -> Tensor:

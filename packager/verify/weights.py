@@ -20,15 +20,13 @@ from packager.adapter import AdapterSpec, LoraModule
 from packager.base import BaseIndex
 from packager.digest import OnBytes
 from packager.dtype import MANTISSA_BITS
-from packager.merge import Factors
+from packager.merge import RowUpdate, bound_error
 from packager.plan import PlannedTensor
-from packager.stream import (
-    AdapterTensors,
-    read_factors,
-    read_rows,
-    single_threaded_torch,
-)
+from packager.quantisation.encoding import QuantisedRef
+from packager.rowreader import as_matrix, read_rows
+from packager.stream import single_threaded_torch
 from packager.tensorfile import TensorRef
+from packager.updatereader import AdapterTensors, find_source, read_updates
 from packager.verify.proof import TensorFigure, WeightsCheck
 
 SAMPLE_BYTES = 256 << 20
@@ -40,6 +38,8 @@ _KEPT_SHARE = 8
 _WORKERS = 2
 _BLOCK_ELEMENTS = 1 << 18
 _EXPONENT_BITS = 0x7FF0000000000000
+_PRECISION = {"F32": 2.0**-53}
+"""Of the arithmetic, where it is not float32's."""
 _MIN_EXPONENT = {"F32": -126, "BF16": -126, "F16": -14}
 _LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d+)\.")
 
@@ -108,9 +108,10 @@ def _check_tensor(
     stored = artefact.tensors.get(tensor.name)
     if stored is None or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
         return None, ""
-    if tensor.rule == "lora":
-        return _check_merged(tensor, stored, sources)
-    return None, _check_kept(tensor, stored, sources.base.tensors[tensor.source], most_kept)
+    ref = find_source(tensor, sources.base.tensors, sources.adapters)
+    if tensor.deltas:
+        return _check_merged(tensor, stored, ref, sources)
+    return None, _check_kept(tensor, stored, ref, most_kept)
 
 
 def choose_sample(
@@ -152,13 +153,7 @@ def _ledger(planned: tuple[PlannedTensor, ...], artefact: BaseIndex, sources: So
 
 
 def _used_names(planned: Iterable[PlannedTensor]) -> list[tuple[str, str]]:
-    return [
-        (delta.adapter, name)
-        for tensor in planned
-        for delta in tensor.deltas
-        for name in (delta.lora_a, delta.lora_b, delta.base_copy)
-        if name is not None
-    ]
+    return [used for tensor in planned for used in tensor.adapter_tensors]
 
 
 def _count_rules(
@@ -172,7 +167,7 @@ def _count_rules(
 def _check_kept(
     tensor: PlannedTensor, stored: TensorRef, ref: TensorRef, most_bytes: int | None
 ) -> str:
-    """Byte by byte for `copy`; to half a unit in the last place for `cast`.
+    """Byte by byte, or to half a unit in the last place where the dtype is another.
 
     With `most_bytes`, of a larger tensor only blocks of rows that lie evenly over it.
     """
@@ -182,7 +177,7 @@ def _check_kept(
     for first, count in blocks[::step]:
         found = read_rows(stored, first, count)
         wanted = read_rows(ref, first, count)
-        if tensor.rule == "copy":
+        if tensor.dtype == ref.dtype and not isinstance(ref, QuantisedRef):
             same = torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
         else:
             truth = wanted.double()
@@ -190,7 +185,8 @@ def _check_kept(
             same = bool((error <= 0.5 * unit_of(truth, tensor.dtype) * (1 + 1e-9)).all())
         if not same:
             end = min(first + count, rows)
-            return f"{tensor.name} differs from the base in rows {first} to {end - 1}"
+            origin = "base" if tensor.source_adapter is None else "adapter"
+            return f"{tensor.name} differs from the {origin} in rows {first} to {end - 1}"
     return ""
 
 
@@ -204,15 +200,15 @@ class _Sums:
 
 
 def _check_merged(
-    tensor: PlannedTensor, stored: TensorRef, sources: Sources
+    tensor: PlannedTensor, stored: TensorRef, ref: TensorRef, sources: Sources
 ) -> tuple[TensorFigure, str]:
-    ref = sources.base.tensors[tensor.source]
-    factors = read_factors(tensor.deltas, sources.adapters, torch.float64)
+    updates = read_updates(tensor, ref, sources.adapters, torch.float64)
+    before, after = as_matrix(ref), as_matrix(stored)
     sums = _Sums()
-    for first, count in _blocks(ref.shape):
-        base = read_rows(ref, first, count).double()
-        found = read_rows(stored, first, count).double()
-        _compare_block(tensor.dtype, factors, first, (base, found), sums)
+    for first, count in _blocks(before.shape):
+        base = read_rows(before, first, count).double()
+        found = read_rows(after, first, count).double()
+        _compare_block(tensor.dtype, updates, first, (base, found), sums)
     figure = TensorFigure(
         name=tensor.name,
         rule=tensor.rule,
@@ -231,22 +227,20 @@ def _check_merged(
 
 def _compare_block(
     dtype: str,
-    factors: tuple[Factors, ...],
+    updates: tuple[RowUpdate, ...],
     first: int,
     values: tuple[Tensor, Tensor],
     sums: _Sums,
 ) -> None:
     """Adds one block of rows of (base, stored), float64, to the sums."""
     base, found = values
-    rows = slice(first, first + base.shape[0])
-    delta = torch.zeros_like(base)
-    for item in factors:
-        delta.addmm_(item.lora_b[rows], item.lora_a, alpha=item.scale)
-    truth = base + delta
+    truth = base.clone()
+    for update in updates:
+        update.apply(truth, first)
     unit = unit_of(truth, dtype)
     error = found.sub_(truth)
     sums.base += _square_sum(base)
-    sums.delta += _square_sum(delta)
+    sums.delta += _square_sum(truth - base)
     sums.lost += _square_sum(error)
     error.abs_()
     worst = float((error / unit).max())
@@ -256,7 +250,8 @@ def _compare_block(
     # Where base and delta cancel, the result has a finer last place than what was added.
     coarse = float((error / unit_of(torch.maximum(base.abs(), truth.abs()), dtype)).max())
     sums.worst = max(sums.worst, coarse) if math.isfinite(coarse) else math.inf
-    bad = ~(error <= 0.5 * unit + _accumulation(base, factors, rows, dtype))  # catches NaN too
+    slack = bound_error(base, updates, first, _PRECISION.get(dtype, 2.0**-24))
+    bad = ~(error <= 0.5 * unit + slack)  # catches NaN too
     if sums.bad_row is None and bool(bad.any()):
         sums.bad_row = first + int(bad.any(dim=1).nonzero()[0])
 
@@ -264,20 +259,6 @@ def _compare_block(
 def _square_sum(values: Tensor) -> float:
     flat = values.flatten()
     return float(torch.dot(flat, flat))
-
-
-def _accumulation(base: Tensor, factors: tuple[Factors, ...], rows: slice, dtype: str) -> Tensor:
-    """Bound on the error of summing in the arithmetic's dtype before the rounding.
-
-    Standard forward bound: (terms + 2) · 2^-24 · Σ|terms|, 2^-53 where float64 was used.
-    """
-    precision = 2.0**-53 if dtype == "F32" else 2.0**-24
-    magnitude = base.abs()
-    terms = 2
-    for item in factors:
-        magnitude += abs(item.scale) * (item.lora_b[rows].abs() @ item.lora_a.abs())
-        terms += item.lora_a.shape[0] + 1
-    return magnitude.mul_(terms * precision)
 
 
 def unit_of(values: Tensor, dtype: str) -> Tensor:

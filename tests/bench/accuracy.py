@@ -9,7 +9,7 @@ import torch
 
 from packager.adapter import read_adapter
 from packager.base import read_base
-from packager.stream import read_rows
+from packager.rowreader import read_rows
 
 _FLOAT32_UNIT = 2.0**-24
 

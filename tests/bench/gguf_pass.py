@@ -12,8 +12,8 @@ from packager.gguf.mixture import parse_quant
 from packager.plan import Delta, PlannedTensor
 from packager.progress import Silent
 from packager.quantise import WeightSources, write_gguf
-from packager.stream import adapter_tensors
 from packager.tensorfile import TensorRef
+from packager.updatereader import adapter_tensors
 
 
 def plan_tensor(ref: TensorRef, module: LoraModule | None) -> PlannedTensor:

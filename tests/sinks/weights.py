@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from packager.gguf.value import GgufModel
 from packager.plan import Delta, PlannedTensor
 from packager.quantise import WeightSources
-from packager.stream import adapter_tensors
 from packager.tensorfile import read_header
+from packager.updatereader import adapter_tensors
 
 RANK = 4
 SCALE = 0.5

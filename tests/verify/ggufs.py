@@ -17,7 +17,7 @@ from packager.plan.rule import plan_tensors
 from packager.progress import Silent
 from packager.quantise import Importance, WeightSources, write_gguf
 from packager.sinks.ggufadapter import write_gguf_lora
-from packager.stream import adapter_tensors
+from packager.updatereader import adapter_tensors
 from packager.verify.truthrows import TruthSources
 
 

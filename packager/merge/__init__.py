@@ -1,0 +1,18 @@
+"""The arithmetic of merging: tensors in, tensors out; no files, no names."""
+
+from packager.merge.block import apply_updates, arithmetic_dtype, cast_values, merge_rows
+from packager.merge.bound import bound_error
+from packager.merge.update import Addition, Factors, RowMagnitude, RowUpdate, Scaling
+
+__all__ = [
+    "Addition",
+    "Factors",
+    "RowMagnitude",
+    "RowUpdate",
+    "Scaling",
+    "apply_updates",
+    "arithmetic_dtype",
+    "bound_error",
+    "cast_values",
+    "merge_rows",
+]

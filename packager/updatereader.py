@@ -1,0 +1,137 @@
+"""A plan's updates with their tensors read: ready to be applied to rows.
+
+Most need only the tensors that they name. One that depends on the whole tensor, such as DoRA by
+columns, takes a pass over it here, a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from packager.errors import AdapterError
+from packager.merge import Factors, RowMagnitude, RowUpdate, Scaling
+from packager.plan import Delta, Magnitude, PlannedTensor
+from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
+from packager.tensorfile import TensorRef
+
+AdapterTensors = Mapping[str, Mapping[str, TensorRef]]
+"""Adapter name → tensor name → where it lies."""
+
+_PASS_ELEMENTS = 1 << 18
+
+
+def adapter_tensors(adapters: Mapping[str, Iterable[TensorRef]]) -> AdapterTensors:
+    """Indexes the tensors of adapters, which are given by name."""
+    return {name: {ref.name: ref for ref in refs} for name, refs in adapters.items()}
+
+
+def find_source(
+    tensor: PlannedTensor, base: Mapping[str, TensorRef], adapters: AdapterTensors
+) -> TensorRef:
+    """Returns the stored tensor that a planned one starts from."""
+    if tensor.source_adapter is None:
+        return base[tensor.source]
+    return adapters[tensor.source_adapter][tensor.source]
+
+
+def read_updates(
+    tensor: PlannedTensor,
+    ref: TensorRef,
+    adapters: AdapterTensors,
+    dtype: torch.dtype,
+    files: OpenFiles | None = None,
+) -> tuple[RowUpdate, ...]:
+    """Reads what a tensor's updates need into memory.
+
+    Args:
+        tensor: What is made.
+        ref: What its rows start from, as `find_source` gives it.
+        adapters: Adapter tensors.
+        dtype: Of the arithmetic.
+        files: Files that are open already.
+
+    Raises:
+        AdapterError: A tensor of the adapter holds NaN or infinity.
+        InputError: A file cannot be read.
+    """
+    made: list[RowUpdate] = []
+    with ExitStack() as stack:
+        opened = files or OpenFiles(stack)
+        for number, update in enumerate(tensor.deltas):
+            refs = adapters[update.adapter]
+            if isinstance(update, Delta):
+                made.append(_read_factors(update, refs, dtype, opened))
+            elif update.axis == "row":
+                made.append(RowMagnitude(_read_vector(update, refs, opened)))
+            else:
+                made.append(_read_scaling(tensor, number, ref, adapters, opened))
+    return tuple(made)
+
+
+def _read_factors(
+    delta: Delta, refs: Mapping[str, TensorRef], dtype: torch.dtype, files: OpenFiles
+) -> Factors:
+    """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
+    lora_a = _read_finite(refs[delta.lora_a], files).to(dtype)
+    lora_b = _read_finite(refs[delta.lora_b], files).to(dtype)
+    factors = Factors(lora_a, lora_b, delta.scale)
+    return factors.transposed() if delta.transposed else factors
+
+
+def _read_vector(update: Magnitude, refs: Mapping[str, TensorRef], files: OpenFiles) -> Tensor:
+    return _read_finite(refs[update.magnitude], files).flatten().double()
+
+
+def _read_scaling(
+    tensor: PlannedTensor, number: int, ref: TensorRef, adapters: AdapterTensors, files: OpenFiles
+) -> Scaling:
+    """Reads the magnitudes of columns and divides by the norms, which takes a pass in float64."""
+    update = tensor.deltas[number]
+    assert isinstance(update, Magnitude)
+    before = PlannedTensor(
+        tensor.name, tensor.dtype, tensor.shape, tensor.rule, tensor.source,
+        tensor.deltas[:number], tensor.source_adapter,
+    )  # fmt: skip
+    norms = _column_norms(ref, read_updates(before, ref, adapters, torch.float64, files), files)
+    return Scaling(_read_vector(update, adapters[update.adapter], files) / norms)
+
+
+def _column_norms(ref: TensorRef, updates: Sequence[RowUpdate], files: OpenFiles) -> Tensor:
+    """Returns the norm of each column of the updated matrix, shape (width,), float64."""
+    matrix = as_matrix(ref)
+    rows, width = matrix.shape
+    squares = torch.zeros(width, dtype=torch.float64)
+    step = max(1, _PASS_ELEMENTS // max(1, width))
+    for first in range(0, rows, step):
+        block = read_rows(matrix, first, min(step, rows - first), files).double()
+        for update in updates:
+            update.apply(block, first)
+        squares += block.square_().sum(dim=0)
+    return squares.sqrt_()
+
+
+def check_finite_values(ref: TensorRef, values: Tensor) -> None:
+    """Refuses values of an adapter that diverged in training.
+
+    Raises:
+        AdapterError: One is NaN or infinity.
+    """
+    # There is no isfinite for eight bits; their values all exist in float32.
+    known = values.float() if values.element_size() == 1 else values
+    # NaN spreads to both ends; unlike isfinite(), this makes no second copy.
+    if known.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(known))).all()):
+        raise AdapterError(
+            f"the adapter tensor {ref.name!r} holds NaN or infinity",
+            where=str(ref.file),
+            hint="the training diverged: use an earlier checkpoint",
+        )
+
+
+def _read_finite(ref: TensorRef, files: OpenFiles) -> Tensor:
+    values = read_whole(ref, files)
+    check_finite_values(ref, values)
+    return values
