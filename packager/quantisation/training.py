@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from packager.dtype import MERGEABLE, TORCH_NAMES
@@ -46,7 +46,7 @@ class TrainingQuantisation:
     dtype: str | None = None
     skipped: tuple[str, ...] | None = None
     modules: tuple[str, ...] | None = None
-    evidence: Literal["lock", "card", "option"] = "option"
+    evidence: Literal["lock", "card", "option"] = field(default="option", compare=False)
 
     def describe(self) -> str:
         """Returns it in a few words."""

@@ -5,6 +5,7 @@ What is kept between blocks are the scales: a value in 32 of the tensor or fewer
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
@@ -60,6 +61,20 @@ class Values(ABC):
         Raises:
             InputError: A file cannot be read.
         """
+
+
+def read_values(ref: QuantisedRef, first: int, count: int) -> Tensor:
+    """Reads rows of a quantised tensor, a row being all dimensions but the first.
+
+    Returns:
+        Shape (count, *ref.shape[1:]), float32: values are not rounded to the tensor's dtype.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    height = math.prod(ref.shape[1:-1])
+    values = open_values(ref).read(first * height, count * height)
+    return values.view(count, *ref.shape[1:])
 
 
 def open_values(ref: QuantisedRef) -> Values:
