@@ -1,0 +1,168 @@
+"""Parameters of the loaded model, found in the checkpoint: under another name, or in other cuts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packager.base.nametable import LEGACY, PREFIXES, RULES, UNMAPPED, VISION_CLASSES
+from packager.base.renaming import NameRule, Operation, apply_rules, scoped
+from packager.tensorfile import TensorRef
+
+_TOWERS = ("vision_tower", "image_tower", "video_tower")
+_MAX_EXPERTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A stored tensor, and which part of a parameter it holds or is held of it.
+
+    Attributes:
+        ref: The stored tensor.
+        operation: What turns it into the parameter.
+        expert: For `experts`, its place along the parameter's first axis.
+        part: For `experts` and `concatenate`, its place among those whose rows lie below each
+            other; for `chunk`, the parameter's place within the tensor.
+        parts: How many there are of these.
+    """
+
+    ref: TensorRef
+    operation: Operation = "rename"
+    expert: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+class Naming:
+    """The parameters that a checkpoint's tensors become when transformers loads them.
+
+    Args:
+        config: `config.json`.
+        tensors: Name in the checkpoint → where its data lies.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> None:
+        self._rules = name_rules(config)
+        self._prefix = base_prefix(config)
+        self._tensors = tensors
+        self._parts: dict[str, list[StoredPart]] = {}
+        for name, ref in tensors.items():
+            for parameter, part in self._hold(name, ref):
+                self._parts.setdefault(parameter, []).append(part)
+        self.unmapped = next((kind for kind in _model_types(config) if kind in UNMAPPED), None)
+
+    def find(self, parameter: str) -> tuple[StoredPart, ...]:
+        """Returns the stored tensors that a parameter of the model is made of.
+
+        Names of older releases of transformers, and those of the checkpoint itself, are known too.
+
+        Args:
+            parameter: Such as `model.layers.0.mlp.experts.gate_up_proj`.
+
+        Returns:
+            One tensor, or all that it is put together from, experts first; empty if there is no
+            such parameter or if not all of its tensors are there.
+        """
+        for name in self._spellings(parameter):
+            if name in self._parts:
+                return _complete(self._parts[name])
+        for name in self._spellings(parameter):
+            if name in self._tensors:
+                return (StoredPart(self._tensors[name]),)
+        found, rule = apply_rules(parameter, self._rules)
+        if rule is None and found.names[0] != parameter:
+            for name in self._spellings(found.names[0]):
+                if name in self._parts:
+                    return _complete(self._parts[name])
+        return ()
+
+    def find_tensor(self, parameter: str) -> TensorRef | None:
+        """Returns the stored tensor that is a parameter as a whole, or None."""
+        parts = self.find(parameter)
+        whole = len(parts) == 1 and parts[0].operation == "rename"
+        return parts[0].ref if whole else None
+
+    def below(self, module: str) -> tuple[str, ...]:
+        """Returns the names, below a module, of the parameters that it holds itself."""
+        names = {
+            parameter.removeprefix(f"{spelling}.")
+            for spelling in self._spellings(module)
+            for parameter in self._parts
+            if parameter.startswith(f"{spelling}.")
+        }
+        return tuple(sorted(name for name in names if "." not in name))
+
+    def _hold(self, name: str, ref: TensorRef) -> Iterator[tuple[str, StoredPart]]:
+        found, rule = apply_rules(name, self._rules)
+        if rule is None:
+            yield found.names[0], StoredPart(ref)
+        elif rule.operation == "chunk":
+            for place, parameter in enumerate(found.names):
+                yield parameter, StoredPart(ref, "chunk", None, place, len(found.names))
+        else:
+            part = StoredPart(ref, rule.operation, found.number, found.part, len(rule.sources))
+            yield found.names[0], part
+
+    def _spellings(self, parameter: str) -> Iterator[str]:
+        """Yields a name with and without the base model's prefix."""
+        yield parameter
+        start = f"{self._prefix}."
+        if parameter.startswith(start):
+            yield parameter.removeprefix(start)
+        yield start + parameter
+
+
+def name_rules(config: Mapping[str, Any]) -> tuple[NameRule, ...]:
+    """Returns the rules for the checkpoint of a model, in order.
+
+    Source: transformers 5.23, conversion_mapping.py, get_model_conversion_mapping: those of its
+    class or else of its model type, then those of its submodules, then those for all.
+    """
+    name = _class_name(config)
+    kind = str(config.get("model_type", ""))
+    prefix = base_prefix(config)
+    rules = RULES.get(name, RULES.get(kind, ()))
+    base = re.sub(r"For[A-Z]\w*$", "Model", name)
+    if base != name:
+        rules += scoped(RULES.get(base, ()), "", prefix)
+    vision = VISION_CLASSES.get(_inner_type(config, "vision_config"), "")
+    for tower in _TOWERS:
+        rules += scoped(RULES.get(vision, ()), tower, prefix)
+    text = _inner_type(config, "text_config")
+    if text != kind:
+        rules += scoped(RULES.get(text, ()), "language_model", prefix)
+    return rules + LEGACY
+
+
+def base_prefix(config: Mapping[str, Any]) -> str:
+    """Returns what stands before the base model's names in a model for a task."""
+    return PREFIXES.get(str(config.get("model_type", "")), "model")
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _inner_type(config: Mapping[str, Any], part: str) -> str:
+    inner = config.get(part)
+    return str(inner.get("model_type", "")) if isinstance(inner, Mapping) else ""
+
+
+def _model_types(config: Mapping[str, Any]) -> tuple[str, ...]:
+    inner = (_inner_type(config, "text_config"), _inner_type(config, "vision_config"))
+    return (str(config.get("model_type", "")), *inner)
+
+
+def _complete(parts: list[StoredPart]) -> tuple[StoredPart, ...]:
+    """Returns all parts of a parameter in order; none if some are missing or come twice."""
+    first = parts[0]
+    if first.operation in ("rename", "transpose", "chunk"):
+        return tuple(parts) if len(parts) == 1 else ()
+    ordered = sorted(parts, key=lambda item: (item.expert or 0, item.part))
+    experts = range(len(parts) // first.parts) if first.operation == "experts" else (None,)
+    wanted = [(expert, part) for expert in experts for part in range(first.parts)]
+    found = [(item.expert, item.part) for item in ordered]
+    return tuple(ordered) if found == wanted and len(found) <= _MAX_EXPERTS else ()
