@@ -173,8 +173,9 @@ def _model(raw: Mapping[str, Any], home: Path) -> Model:
 def _read_expected(name: str | None, home: Path) -> Expected | None:
     if name is None:
         return None
+    text = _read_inside(home, name)
     try:
-        return parse_expected(json.loads(_read_inside(home, name)))
+        return parse_expected(json.loads(text))
     except (ExpectedError, ValueError, RecursionError) as problem:
         raise SettingError(f"{home / name} is damaged: {problem}") from problem
 
