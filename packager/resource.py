@@ -31,6 +31,16 @@ def read_resource(name: str) -> str:
     return read_text(resolve_inside(_folder(room), name.partition("/")[2], where="resource name"))
 
 
+def resource_folder(name: str) -> Path:
+    """Returns a folder of the package by its name, such as `docker/gate`.
+
+    Raises:
+        UnsafeInputError: The name leads outside of the folders.
+    """
+    room, _, rest = name.partition("/")
+    return resolve_inside(_folder(room), rest, where="resource name")
+
+
 def _folder(room: str) -> Path:
     packaged = _PACKAGE / room
     return packaged if packaged.is_dir() else _PACKAGE.parent / room

@@ -29,7 +29,7 @@ ROOMS = (
     "container", "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
     "stream", "transform", "basecopy", "stamp", "sinks", "quantise", "bundle", "emit", "verify",
-    "card", "cardfacts", "release", "publish", "cli", "__main__",
+    "card", "cardfacts", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
@@ -38,7 +38,7 @@ ALLOWED_ROOMS = {
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},
     "click": {"cli"},
-    "subprocess": {"process"},
+    "subprocess": {"process", "serve"},
 }
 """A library → the rooms that may import it."""
 

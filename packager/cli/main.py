@@ -18,6 +18,7 @@ _COMMANDS = {
     "release": "Make a bundle and prove it.",
     "verify": "Check a bundle against its manifest, base and adapter.",
     "publish": "Send a bundle to the Hub, or to Ollama.",
+    "serve": "Answer as base and adapters, in OpenAI's way.",
     "merge": "The one-step form: base + adapter to one model folder.",
     "train": "Fine-tune a base with LoRA and stamp the base lock.",
     "demo": "The whole way on a real small model, offline, on a CPU.",
