@@ -10,6 +10,7 @@ from pathlib import Path
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
 from packager.chat import ChatChoice
+from packager.chatfile import read_chat
 from packager.digest import check_identity, content_digest, hash_files, identify_file
 from packager.errors import BaseError, InputError
 from packager.filekind import (
@@ -25,6 +26,7 @@ from packager.manifest import Evidence, Target
 from packager.plan import AdapterSource, BaseSource
 from packager.plan.release import allowed_targets
 from packager.progress import Progress
+from packager.serving.value import Origin
 from packager.untrusted import read_json_object, resolve_inside
 from packager.vocabulary import read_vocabulary
 
@@ -124,7 +126,36 @@ def gather(
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)
     gathered = Gathered(sources, source, ref, finding, identities)
+    if targets is not None and "vllm" in targets:
+        gathered = _with_chats(gathered, digests or {})
     return _with_vocabularies(gathered, targets, digests or {}, another_converter, progress)
+
+
+def _with_chats(gathered: Gathered, digests: Mapping[str, str]) -> Gathered:
+    """Reads how base and adapters are talked to, and where the base can be had."""
+    ref, base = gathered.ref, gathered.base
+    digest = ref.digest if ref.remembers or ref.is_hashed else _UNREAD_DIGEST
+    return replace(
+        gathered,
+        adapters=tuple(
+            replace(
+                source,
+                chat=read_chat(source.spec.directory, source.files),
+                digest=digests.get(source.name) or _adapter_digest(gathered, source),
+            )
+            for source in gathered.adapters
+        ),
+        base=replace(
+            base,
+            origin=Origin(ref.repo, ref.commit, digest, ref.gated),
+            chat=read_chat(ref.directory, base.files),
+        ),
+    )
+
+
+def _adapter_digest(gathered: Gathered, source: AdapterSource) -> str:
+    folder, names = source.spec.directory, source.file_names
+    return content_digest(hash_files(folder, names, remember=gathered.ref.remembers))
 
 
 def _with_vocabularies(
@@ -153,8 +184,7 @@ def _with_vocabularies(
 def _general_facts(gathered: Gathered, source: AdapterSource, digest: str | None) -> GeneralFacts:
     ref, finding = gathered.ref, gathered.finding
     if digest is None:
-        folder, names = source.spec.directory, source.file_names
-        digest = content_digest(hash_files(folder, names, remember=ref.remembers))
+        digest = _adapter_digest(gathered, source)
     return GeneralFacts(
         name=source.name,
         license=gathered.base.license,

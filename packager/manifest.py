@@ -75,11 +75,20 @@ class AdapterRecord:
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """One emitted target: which, for which adapter, in which folder of the bundle."""
+    """One emitted target.
+
+    Attributes:
+        target: Which.
+        name: For which adapter.
+        path: In which folder of the bundle.
+        delta_difference: ‖ΔW' − ΔW‖ / ‖ΔW‖ of an adapter that is kept in another form than it was
+            trained in.
+    """
 
     target: Target
     name: str
     path: str
+    delta_difference: float | None = None
 
 
 @dataclass(frozen=True)

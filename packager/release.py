@@ -30,6 +30,7 @@ from packager.plan.choice import record_choices
 from packager.plan.gguf import map_source
 from packager.progress import Progress
 from packager.recipe import plan_gathered
+from packager.serving.answer import ExpectedModel
 from packager.verify.proof import Level, Proof, TargetProof, render_proof
 
 if TYPE_CHECKING:
@@ -167,10 +168,12 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         ]
         plan = settle_plan(plan, staging.root)
         prepared = replace(prepared, plan=plan)
-        proof = _prove(staging.root, tuple(entries), prepared, request, progress)
+        answers: dict[str, tuple[ExpectedModel, ExpectedModel]] = {}
+        proof = _prove(staging.root, tuple(entries), prepared, request, answers, progress)
         entries += _write_cards(staging.root, plan, gathered, entries, proof)
+        entries += _write_server(staging.root, plan, gathered, proof, answers, progress)
         _write_report(staging.root, proof)
-        manifest = _make_manifest(plan, gathered, entries, making.options)
+        manifest = _make_manifest(plan, gathered, entries, proof, making.options)
         write_text(staging.root / MANIFEST_NAME, render_manifest(manifest))
         gathered.check_unchanged()
         staging.commit()
@@ -221,7 +224,8 @@ def _write_folder(
     from packager.emit.target import write_target
 
     folder = root / target.path
-    make_folder(folder)
+    if not folder.exists():
+        make_folder(folder)
     for entry in write_target(folder, target, prepared.gathered, prepared.making, progress):
         yield replace(entry, path=f"{target.path}/{entry.path}")
 
@@ -231,6 +235,7 @@ def _prove(
     entries: tuple[FileEntry, ...],
     prepared: Prepared,
     request: ReleaseRequest,
+    answers: dict[str, tuple[ExpectedModel, ExpectedModel]],
     progress: Progress,
 ) -> Proof:
     from packager.verify.check import ProofRequest, prove
@@ -250,6 +255,7 @@ def _prove(
             sample_bytes=SAMPLE_BYTES,
             why_not={} if request.behaviour else {"behaviour": "--no-behaviour was given"},
             importance=None if imatrix is None else imatrix.weights,
+            answers=answers,
         ),
         progress,
     )
@@ -285,6 +291,8 @@ def _way_out(target: TargetProof) -> str:
         shares = [figure.lost_to_rounding for figure in weights.figures]
     else:
         shares = []
+    if target.target == "vllm" and not (weights is not None and weights.problems):
+        return "a server that computes in float32 tells smaller effects: add --dtype float32"
     if max(shares, default=0.0) > _MUCH_LOST:
         return "this type of weights holds too little of so small a change: add --dtype float32"
     return "run again; if it stays, report it with the output of lorapack plan --json"
@@ -305,6 +313,8 @@ def _write_cards(
 
     cards = []
     for target, target_proof in zip(plan.targets, proof.targets, strict=True):
+        if target.served is not None:
+            continue
         proofs = (target_proof, proof)
         picture = render_size_picture(target_proof.variants)
         if picture is not None:
@@ -316,6 +326,19 @@ def _write_cards(
     return cards
 
 
+def _write_server(
+    root: Path,
+    plan: ReleasePlan,
+    gathered: Gathered,
+    proof: Proof,
+    answers: dict[str, tuple[ExpectedModel, ExpectedModel]],
+    progress: Progress,
+) -> list[FileEntry]:
+    from packager.serverfolder import write_server
+
+    return list(write_server(root, plan, gathered, proof, answers, progress))
+
+
 def _write_report(root: Path, proof: Proof) -> None:
     from packager.verify.report import render_report
 
@@ -324,7 +347,11 @@ def _write_report(root: Path, proof: Proof) -> None:
 
 
 def _make_manifest(
-    plan: ReleasePlan, gathered: Gathered, entries: list[FileEntry], options: ReleaseOptions
+    plan: ReleasePlan,
+    gathered: Gathered,
+    entries: list[FileEntry],
+    proof: Proof,
+    options: ReleaseOptions,
 ) -> Manifest:
     from packager.verify.check import adapter_entries, library_versions
 
@@ -354,7 +381,15 @@ def _make_manifest(
             files=ref.files,
         ),
         adapters=tuple(adapters),
-        targets=tuple(TargetRecord(item.target, item.name, item.path) for item in plan.targets),
+        targets=tuple(
+            TargetRecord(
+                target.target,
+                target.name,
+                target.path,
+                None if item.weights is None else item.weights.delta_difference,
+            )
+            for target, item in zip(plan.targets, proof.targets, strict=True)
+        ),
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         options=record_choices(options, {item.target for item in plan.targets}),
     )

@@ -41,6 +41,17 @@ def resource_folder(name: str) -> Path:
     return resolve_inside(_folder(room), rest, where="resource name")
 
 
+def list_resources(folder: str) -> tuple[str, ...]:
+    """Returns the names of the Python files below a folder of container files, sorted.
+
+    A checkout may hold what running them left behind; that is not meant.
+    """
+    room, _, rest = folder.partition("/")
+    root = _folder(room)
+    found = (path.relative_to(root).as_posix() for path in (root / rest).rglob("*.py"))
+    return tuple(f"{room}/{name}" for name in sorted(found))
+
+
 def _folder(room: str) -> Path:
     packaged = _PACKAGE / room
     return packaged if packaged.is_dir() else _PACKAGE.parent / room

@@ -23,17 +23,32 @@ PACKAGE = Path(packager.__file__).parent
 
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
-    "errors", "untrusted", "filekind", "dtype", "record", "progress", "process", "sequential",
-    "tensorfile", "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
-    "obligation", "license", "adapter", "hub", "base", "lock", "train", "demo", "gguf", "serving",
+    "errors", "untrusted", "filekind", "task", "dtype", "record", "progress", "process", "sequential",
+    "tensorfile", "quantisation",
+    "manifest", "digest", "resource", "frontmatter", "markup", "licensetext",
+    "obligation", "license", "adapter", "hub", "base", "lock",
+    "trainingfact", "train", "demo", "gguf", "serving",
     "container", "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
-    "stream", "transform", "basecopy", "stamp", "sinks", "quantise", "bundle", "emit", "verify",
-    "card", "cardfacts", "release", "publish", "serve", "cli", "__main__",
+    "rowreader", "updatereader", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
+    "bundle", "emit", "verify", "card", "cardfacts", "servercard",
+    "serverfolder", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {
-    "torch": {"basecopy", "merge", "stream", "transform", "sinks", "verify", "train", "demo"},
+    "torch": {
+        "basecopy",
+        "merge",
+        "quantisation",
+        "rowreader",
+        "updatereader",
+        "stream",
+        "transform",
+        "sinks",
+        "verify",
+        "train",
+        "demo",
+    },
     "transformers": {"chat", "verify", "train", "demo", "cli"},
     "peft": {"verify", "train"},
     "huggingface_hub": {"hub", "publish"},

@@ -40,7 +40,8 @@ def release_options(function: Command) -> Command:
                 "targets",
                 multiple=True,
                 type=click.Choice(["adapter", "merged", "ollama", "gguf-adapter", "vllm"]),
-                help="What to emit; default: all that the preflight allows, gguf-adapter apart.",
+                help="What to emit; default: all that the preflight allows, gguf-adapter and vllm "
+                "apart.",
             ),
             click.option(
                 "--quant",
@@ -107,6 +108,29 @@ def release_options(function: Command) -> Command:
             click.option(
                 "--license", "license_id", metavar="ID", help="Licence id, if the base tells none."
             ),
+            click.option(
+                "--bake-base",
+                is_flag=True,
+                help="Put the base's weights into the vllm folder, and so into its images.",
+            ),
+            click.option(
+                "--accept-license",
+                is_flag=True,
+                help="Say that you may pass on a gated base, for --bake-base.",
+            ),
+            click.option(
+                "--max-model-len",
+                type=click.IntRange(16, 1 << 24),
+                metavar="N",
+                help="Most tokens of a prompt with its answer for vllm.  "
+                "[default: what fits, up to what the base was made for]",
+            ),
+            click.option(
+                "--gpu-memory",
+                metavar="SIZE",
+                help="Memory of one GPU of the server, such as 80GB: vllm's context and the number "
+                "of GPUs follow from it.",
+            ),
             json_option,
         )
     ):
@@ -145,6 +169,10 @@ class Given:
     dtype: str
     max_shard_size: str
     license_id: str | None
+    bake_base: bool = False
+    accept_license: bool = False
+    max_model_len: int | None = None
+    gpu_memory: str | None = None
 
 
 def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> ReleaseRequest:
@@ -175,7 +203,7 @@ def parse_options(given: Given) -> ReleaseOptions:
     """
     from packager.dtype import parse_torch_dtype
 
-    size = given.max_gguf_size
+    size, memory = given.max_gguf_size, given.gpu_memory
     return ReleaseOptions(
         targets=tuple(dict.fromkeys(given.targets)) or None,
         dtype=None if given.dtype == "keep" else parse_torch_dtype(given.dtype),
@@ -186,6 +214,10 @@ def parse_options(given: Given) -> ReleaseOptions:
         adapter_type=given.adapter_type,
         llama_cpp="" if given.llama_cpp is None else str(given.llama_cpp),
         system=given.system,
+        bake_base=given.bake_base,
+        accept_license=given.accept_license,
+        max_model_len=given.max_model_len,
+        gpu_memory_bytes=None if memory is None else parse_size(memory, "--gpu-memory"),
     )
 
 

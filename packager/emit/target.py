@@ -12,6 +12,7 @@ from packager.emit.converted import write_converted
 from packager.emit.making import Making
 from packager.emit.merged import file_entry, write_file, write_weights
 from packager.emit.ollama import render_recipes, write_models
+from packager.emit.vllm import write_served_adapter
 from packager.filekind import CARD_NAME
 from packager.gather import Gathered
 from packager.manifest import FileEntry
@@ -44,6 +45,9 @@ def write_target(
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
     check_base_copies(source, gathered.base.index)
+    if target.served is not None:
+        yield from write_served_adapter(folder, target, source, gathered)
+        return
     texts: dict[str, str] = {}
     if target.shards:
         yield from write_weights(folder, target, gathered, progress)

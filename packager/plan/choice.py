@@ -32,6 +32,13 @@ def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, s
         }
     if "gguf-adapter" in targets:
         choices["adapter_type"] = options.adapter_type
+    if "vllm" in targets:
+        choices |= {
+            "bake_base": "yes" if options.bake_base else "",
+            "accept_license": "yes" if options.accept_license else "",
+            "max_model_len": str(options.max_model_len or ""),
+            "gpu_memory_bytes": str(options.gpu_memory_bytes or ""),
+        }
     return {name: text for name, text in choices.items() if text}
 
 
@@ -55,6 +62,10 @@ def recall_choices(
             adapter_type=_adapter_type(choices.get("adapter_type", "F32")),
             llama_cpp=choices.get("llama_cpp", ""),
             system=choices.get("system", ""),
+            bake_base="bake_base" in choices,
+            accept_license="accept_license" in choices,
+            max_model_len=_count(choices.get("max_model_len")),
+            gpu_memory_bytes=_count(choices.get("gpu_memory_bytes")),
         )
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BundleError(
@@ -70,7 +81,7 @@ def _count(text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < _MAX_BYTES:
-        raise ValueError(f"max_gguf_bytes {text[:40]!r}")
+        raise ValueError(f"a number {text[:40]!r}")
     return int(text)
 
 

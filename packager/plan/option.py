@@ -34,6 +34,10 @@ class ReleaseOptions:
         max_gguf_bytes: Likewise of a GGUF file, or None for a single file.
         imatrix_keys: What an importance matrix adds to a GGUF file, or None without one.
         adapter_type: Element type of a GGUF LoRA.
+        bake_base: Whether the base's files are part of a server's folder.
+        accept_license: Whether a gated base may be.
+        max_model_len: Most tokens of a prompt with its answer on a server, or None.
+        gpu_memory_bytes: Of one GPU of the server, or None.
         llama_cpp: Folder of a llama.cpp whose converter helps where we have none, or empty.
         system: A system message that Ollama gives to conversations without one.
     """
@@ -46,6 +50,10 @@ class ReleaseOptions:
     max_gguf_bytes: int | None = None
     imatrix_keys: tuple[GgufKey, ...] | None = None
     adapter_type: LoraType = "F32"
+    bake_base: bool = False
+    accept_license: bool = False
+    max_model_len: int | None = None
+    gpu_memory_bytes: int | None = None
     llama_cpp: str = ""
     system: str = ""
 

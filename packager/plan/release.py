@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from packager.adapter.feature import Feature
 from packager.base import BaseIndex
@@ -23,13 +24,14 @@ from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
 from packager.plan.option import ReleaseOptions
 from packager.plan.rule import plan_tensors, unties_head
+from packager.plan.serving import plan_serving, plan_vllm
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan
 from packager.tensorfile import tensor_bytes
 
-EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter")
+EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter", "vllm")
 """Targets that this version can write."""
-_ONLY_WHEN_ASKED: tuple[Target, ...] = ("gguf-adapter",)
+_ONLY_WHEN_ASKED: tuple[Target, ...] = ("gguf-adapter", "vllm")
 
 Planner = Callable[
     [AdapterSource, BaseSource, ReleaseOptions], tuple[TargetPlan | None, list[LorapackError]]
@@ -75,9 +77,16 @@ def plan_release(
                 else:
                     problems += reasons
     problems += _check_emitted(options)
+    served = {target.name for target in targets if target.target == "vllm"}
+    serving = None
+    if served:
+        sources = [source for source in adapters if source.name in served]
+        serving, reasons = plan_serving(sources, base, options)
+        problems += reasons
     if problems:
         raise RejectedPlanError(tuple(problems))
-    return _summarise(tuple(targets), adapters, base, tuple(notes))
+    plan = _summarise(tuple(targets), adapters, base, tuple(notes))
+    return replace(plan, serving=serving)
 
 
 def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
@@ -90,7 +99,11 @@ def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
     )
 
 
-_PLANNERS: dict[Target, Planner] = {"ollama": plan_ollama, "gguf-adapter": plan_gguf_adapter}
+_PLANNERS: dict[Target, Planner] = {
+    "ollama": plan_ollama,
+    "gguf-adapter": plan_gguf_adapter,
+    "vllm": plan_vllm,
+}
 
 
 def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:

@@ -12,6 +12,7 @@ from packager.errors import LorapackError
 from packager.gguf.general import GeneralFacts
 from packager.gguf.value import GgufKey
 from packager.manifest import Evidence
+from packager.serving.value import Chat, Origin
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class AdapterSource:
         files: Tokenizer files and the like beside its weights: name → bytes.
         token_count: Largest token id of its tokenizer plus one, or None without a tokenizer.
         has_chat_template: Whether its tokenizer brings one, in a file of its own or not.
+        chat: How it is talked to, where a server is wanted.
+        digest: `sha256:<hex>` over its files, likewise.
         gguf: What a GGUF of it holds, where one is wanted.
     """
 
@@ -49,6 +52,8 @@ class AdapterSource:
     files: Mapping[str, int]
     token_count: int | None
     has_chat_template: bool = False
+    chat: Chat | None = None
+    digest: str = ""
     gguf: GgufSource | None = None
 
     @property
@@ -68,6 +73,8 @@ class BaseSource:
         index: Its tensors.
         files: Configuration and tokenizer files: name → bytes.
         documents: Licence files that travel along: name → bytes.
+        origin: Where it can be had, where a server is wanted.
+        chat: As of an adapter.
         token_count: As of an adapter.
     """
 
@@ -78,3 +85,5 @@ class BaseSource:
     files: Mapping[str, int]
     documents: Mapping[str, int]
     token_count: int | None
+    origin: Origin | None = None
+    chat: Chat | None = None

@@ -32,6 +32,7 @@ from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
 from packager.plan.update import Update
+from packager.serving.value import ServedLora, ServingPlan
 from packager.tensorfile import tensor_bytes
 
 SCHEMA_VERSION = 1
@@ -240,6 +241,7 @@ class TargetPlan:
         gguf: Weights in GGUF, or None.
         gguf_lora: The adapter in GGUF, or None.
         converter: How another program takes part; `gguf` is known once it has.
+        served: The adapter as a server loads it, or None.
     """
 
     target: Target
@@ -251,6 +253,7 @@ class TargetPlan:
     gguf: GgufPlan | None = None
     gguf_lora: GgufLoraPlan | None = None
     converter: ConverterPlan | None = None
+    served: ServedLora | None = None
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -265,6 +268,8 @@ class TargetPlan:
             weights += self.gguf.nbytes
         if self.gguf_lora is not None:
             weights += self.gguf_lora.size
+        if self.served is not None:
+            weights += self.served.size
         return weights + sum(file.size or 0 for file in self.files)
 
 
@@ -284,6 +289,7 @@ class ReleasePlan:
         peak_memory_bytes: Estimate for writing; the proof of behaviour comes on top.
         behaviour_memory_bytes: Estimate for the proof of behaviour.
         seconds: Estimate for a disk of 300 MB/s.
+        serving: The server that the targets `vllm` are of, or None.
     """
 
     schema_version: int
@@ -297,3 +303,4 @@ class ReleasePlan:
     peak_memory_bytes: int
     behaviour_memory_bytes: int
     seconds: float
+    serving: ServingPlan | None = None

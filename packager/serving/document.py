@@ -25,6 +25,7 @@ SERVE_NAME = "serve.yaml"
 GATE_NAME = "gate.json"
 GATE_SCHEMA_VERSION = 1
 BASE_FOLDER = "base"
+GATE_FOLDER = "gate"
 ADAPTER_FOLDER = "adapters"
 ORIGINAL_FOLDER = "originals"
 TEMPLATE_FOLDER = "templates"
@@ -39,7 +40,6 @@ _TYPES: Mapping[str, type[Any]] = {
     "tokenizer-revision": str,
     "served-model-name": tuple,
     "dtype": str,
-    "quantization": str,
     "max-model-len": object,
     "enable-lora": bool,
     "max-lora-rank": int,
@@ -101,7 +101,6 @@ def launch_flags(plan: ServingPlan) -> dict[str, Flag]:
         "tokenizer-revision": origin.commit if from_hub else None,
         "served-model-name": (base.name,),
         "dtype": base.dtype,
-        "quantization": base.quantization,
         "max-model-len": "auto" if base.context is None else base.context,
         "enable-lora": True,
         "max-lora-rank": plan.max_lora_rank,
@@ -197,6 +196,11 @@ def parse_gate(text: str | bytes, *, where: str) -> GateConfig:
 def template_path(name: str) -> str:
     """Returns the file of an adapter's own chat template, below the server's folder."""
     return f"{TEMPLATE_FOLDER}/{name}.jinja"
+
+
+def original_path(name: str) -> str:
+    """Returns the folder of an adapter as it was trained, below the server's."""
+    return f"{ORIGINAL_FOLDER}/{name}"
 
 
 def adapter_path(name: str) -> str:

@@ -1,7 +1,8 @@
 """What vLLM takes, as read in the release that the launch configuration is checked against.
 
 Source: vLLM 0.32.0, vllm/config/lora.py (ranks), model_executor/models/registry.py and the
-classes that it names (which of them are `SupportsLoRA`), lora/peft_helper.py.
+classes that it names (which of them are `SupportsLoRA`), lora/peft_helper.py,
+model_executor/layers/quantization/__init__.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ WITHOUT_LORA = frozenset(
     }
 )  # fmt: skip
 """Architectures that it serves with a class of its own which takes no adapter."""
+
+QUANTIZATIONS = frozenset(
+    {"auto-round", "awq", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4", "quark"}
+)
+"""Of a base, as its configuration names them; bitsandbytes is no longer among them."""
 
 GATE = "lorapack_gate.Gate"
 """The middleware that keeps the doors; its package stands in the bundle's folder `gate`."""

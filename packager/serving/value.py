@@ -57,7 +57,8 @@ class ServedBase:
         architecture: As in its `config.json`.
         nbytes: Of its weights.
         dtype: That the server computes in.
-        quantization: As vLLM names it, or None.
+        quantization: How its weights are stored, as its configuration names it, which the server
+            reads there; None for plain ones.
         context: Most tokens of a prompt with its answer, or None for what the model says.
         shape: Its sizes, or None where its configuration does not tell.
         baked: Whether its files are part of the bundle.
@@ -85,6 +86,7 @@ class ServedAdapter:
         name: Under which it answers; its folder below `adapters/`.
         rank: Of its normalised form.
         nbytes: Of the weights of that form.
+        digest: `sha256:<hex>` over the files of the adapter as it was trained.
         template: Its own chat template, or None for the server's.
         stop_ids: Token ids that end its answers, beside those that end the base's.
     """
@@ -92,6 +94,7 @@ class ServedAdapter:
     name: str
     rank: int
     nbytes: int
+    digest: str
     template: str | None = None
     stop_ids: tuple[int, ...] = ()
 
@@ -144,7 +147,6 @@ class ServingPlan:
         max_loras: Adapters that one step of the engine may mix.
         max_cpu_loras: Adapters kept in memory.
         gpu_memory_bytes: Of one GPU, where it was told.
-        proven: Whether the bundle holds the answers that the server is checked against.
     """
 
     vllm_version: str
@@ -154,7 +156,6 @@ class ServingPlan:
     max_loras: int
     max_cpu_loras: int
     gpu_memory_bytes: int | None
-    proven: bool
 
     @property
     def trusts_templates(self) -> bool:

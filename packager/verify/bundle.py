@@ -9,13 +9,15 @@ from pathlib import Path
 from packager.bundle import read_manifest
 from packager.conversion import settle_plan
 from packager.digest import differing_files, hash_files
-from packager.errors import BaseMismatchError, BundleError, output_error
+from packager.errors import BaseMismatchError, BundleError, RejectedPlanError, output_error
 from packager.gather import Gathered, gather
 from packager.manifest import MANIFEST_NAME, AdapterRecord, BaseRecord, FileEntry, Manifest
 from packager.plan import ReleasePlan
 from packager.plan.choice import recall_choices
+from packager.plan.serving import plan_serving
 from packager.progress import Progress
 from packager.recipe import plan_gathered
+from packager.serving.value import ServingPlan
 from packager.untrusted import find_folder, resolve_inside
 from packager.verify.check import (
     ADAPTER_WEIGHTS,
@@ -137,7 +139,21 @@ def _plan_again(manifest: Manifest, gathered: Gathered) -> ReleasePlan:
         options = recall_choices(manifest.options, targets, where=MANIFEST_NAME)
         alone = replace(gathered, adapters=(source,))
         plans += [plan_gathered(alone, options)] if targets else []
-    return replace(plans[0], targets=tuple(item for plan in plans for item in plan.targets))
+    targets = tuple(item for plan in plans for item in plan.targets)
+    return replace(plans[0], targets=targets, serving=_plan_server_again(manifest, gathered))
+
+
+def _plan_server_again(manifest: Manifest, gathered: Gathered) -> ServingPlan | None:
+    """Plans the one server of all adapters that have one."""
+    served = {item.name for item in manifest.targets if item.target == "vllm"}
+    sources = [source for source in gathered.adapters if source.name in served]
+    if not sources:
+        return None
+    options = recall_choices(manifest.options, ("vllm",), where=MANIFEST_NAME)
+    server, problems = plan_serving(sources, gathered.base, options)
+    if problems:
+        raise RejectedPlanError(tuple(problems))
+    return server
 
 
 def _base_of(record: BaseRecord) -> str:

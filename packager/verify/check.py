@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,10 @@ from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.layout import needs_folding
 from packager.progress import Progress, Silent
+from packager.serving.answer import EXPECTED_NAME, ExpectedModel, parse_expected
+from packager.serving.value import ServingPlan
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
+from packager.untrusted import read_bytes
 from packager.updatereader import adapter_tensors
 from packager.verify.files import check_files
 from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
@@ -42,8 +46,12 @@ from packager.verify.proof import (
     WeightsCheck,
 )
 from packager.verify.reference import References
+from packager.verify.served import check_served_weights
 from packager.verify.truthrows import TruthSources
 from packager.verify.weights import Sources, check_folded, check_weights
+
+if TYPE_CHECKING:
+    from packager.verify.behaviour import OnStep, Truth
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "xllamacpp")
@@ -66,6 +74,8 @@ class ProofRequest:
         sample_bytes: As of `check_weights`.
         why_not: Level → why it was not asked for.
         importance: Tensor name → weight of each column, as given to the writer of GGUF.
+        answers: Adapter → what base and adapter have to answer on a server; filled in while they
+            are made. None compares with those that the bundle holds.
     """
 
     bundle: Path
@@ -76,6 +86,7 @@ class ProofRequest:
     sample_bytes: int | None = None
     why_not: dict[str, str] | None = None
     importance: Mapping[str, NDArray[np.float32]] | None = None
+    answers: dict[str, tuple[ExpectedModel, ExpectedModel]] | None = None
 
 
 def prove(request: ProofRequest, progress: Progress) -> Proof:
@@ -223,6 +234,9 @@ def _prove_weights(
         return proof
     if target.gguf_lora is not None:
         return replace(proof, weights=check_gguf_lora(target.gguf_lora, folder, source.spec))
+    if target.served is not None:
+        check = check_served_weights(folder, target.name, target.served, source.spec)
+        return replace(proof, weights=check)
     index = request.gathered.base.index
     tensors = adapter_tensors({source.name: source.spec.tensors})
     progress.stage("recompute weights", target.nbytes)
@@ -313,7 +327,38 @@ def _prove_behaviour(
     if target.gguf_lora is not None:
         lora = measure_gguf_lora(target.gguf_lora, folder, request.gathered, truth, progress=report)
         return replace(proof, behaviour=lora)
+    if request.plan.serving is not None and target.served is not None:
+        return _prove_server(request, request.plan.serving, target, proof, truth, report)
     return replace(proof, behaviour=check_merged(truth, folder, progress=report))
+
+
+def _prove_server(
+    request: ProofRequest,
+    server: ServingPlan,
+    target: TargetPlan,
+    proof: TargetProof,
+    truth: Truth,
+    report: OnStep,
+) -> TargetProof:
+    from packager.verify.answer import check_served
+
+    folder = request.bundle / target.path
+    recorded = None
+    if request.answers is None and (folder / EXPECTED_NAME).exists():
+        path = folder / EXPECTED_NAME
+        recorded = parse_expected(read_bytes(path), where=str(path))
+    check = check_served(
+        truth,
+        request.gathered.ref.directory,
+        folder,
+        (server.base.name, target.name),
+        server.base.dtype,
+        recorded=recorded,
+        progress=report,
+    )
+    if request.answers is not None:
+        request.answers[target.name] = (check.base, check.adapter)
+    return replace(proof, behaviour=check.behaviour)
 
 
 def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:

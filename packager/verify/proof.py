@@ -61,6 +61,8 @@ class WeightsCheck:
         adapter_tensors_total: Adapter tensors in the file.
         figures: One per checked merged tensor.
         problems: One line per tensor that differs, is missing, or is left over.
+        delta_difference: Of an adapter in another form, ‖ΔW' − ΔW‖ / ‖ΔW‖ over all its modules,
+            in float64: at most one rounding of B to float32.
     """
 
     checked: int
@@ -70,6 +72,7 @@ class WeightsCheck:
     adapter_tensors_total: int
     figures: tuple[TensorFigure, ...]
     problems: tuple[str, ...]
+    delta_difference: float | None = None
 
 
 @dataclass(frozen=True)
