@@ -8,20 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from packager.errors import AdapterError
-from packager.merge import Factors, RowMagnitude, RowUpdate, Scaling
-from packager.plan import Delta, Magnitude, PlannedTensor
+from packager.merge import (
+    Factors,
+    PartFactors,
+    RowMagnitude,
+    RowUpdate,
+    Scaling,
+    StackFactors,
+    cut_pair,
+)
+from packager.plan import Delta, Magnitude, PartDelta, PlannedTensor
 from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
-from packager.tensorfile import TensorRef
+from packager.tensorfile import TensorRef, tensor_bytes
 
 AdapterTensors = Mapping[str, Mapping[str, TensorRef]]
 """Adapter name → tensor name → where it lies."""
 
 _PASS_ELEMENTS = 1 << 18
+_BLOCK_BYTES = 4 << 20
+"""Of factors of all experts of which one is wanted."""
 
 
 def adapter_tensors(adapters: Mapping[str, Iterable[TensorRef]]) -> AdapterTensors:
@@ -65,6 +76,8 @@ def read_updates(
             refs = adapters[update.adapter]
             if isinstance(update, Delta):
                 made.append(_read_factors(update, refs, dtype, opened))
+            elif isinstance(update, PartDelta):
+                made.append(_read_part(update, refs, dtype, files))
             elif update.axis == "row":
                 made.append(RowMagnitude(_read_vector(update, refs, opened)))
             else:
@@ -80,6 +93,68 @@ def _read_factors(
     lora_b = _read_finite(refs[delta.lora_b], files).to(dtype)
     factors = Factors(lora_a, lora_b, delta.scale)
     return factors.transposed() if delta.transposed else factors
+
+
+def _read_part(
+    delta: PartDelta,
+    refs: Mapping[str, TensorRef],
+    dtype: torch.dtype,
+    files: OpenFiles | None,
+) -> RowUpdate:
+    """Makes a part of a pair of factors ready to be added.
+
+    Args:
+        delta: Which part.
+        refs: The adapter's tensors by name.
+        dtype: Of the arithmetic.
+        files: Files that stay open as long as the update is used, or None.
+
+    Returns:
+        An update that reads the factors of the experts of a stack when it comes to them.
+
+    Raises:
+        AdapterError: A factor holds NaN or infinity.
+        InputError: The adapter's file cannot be read.
+    """
+    reader = _PairReader(delta, refs[delta.lora_a], refs[delta.lora_b], dtype, files)
+    if delta.experts > 1 and delta.expert is None:
+        return StackFactors(reader.read, delta.outputs)
+    return PartFactors(reader.read(delta.expert or 0), delta.first_row)
+
+
+@dataclass(frozen=True)
+class _PairReader:
+    delta: PartDelta
+    lora_a: TensorRef
+    lora_b: TensorRef
+    dtype: torch.dtype
+    files: OpenFiles | None
+
+    def read(self, expert: int) -> Factors:
+        """Reads the factors of one expert, of those outputs that are used."""
+        delta, rank = self.delta, self.delta.rank
+        lora_a = read_rows(self.lora_a, expert * rank, rank, self.files)
+        check_finite_values(self.lora_a, lora_a)
+        outputs = slice(delta.first_output, delta.first_output + delta.outputs)
+        if delta.transposed:
+            lora_b = self._read_columns(expert, 0, self.lora_b.shape[0])
+        else:
+            lora_b = self._read_columns(expert, outputs.start, delta.outputs)
+            outputs = slice(None)
+        left, right = cut_pair(lora_a, lora_b, transposed=delta.transposed, outputs=outputs)
+        return Factors(left.to(self.dtype), right.to(self.dtype), delta.scale)
+
+    def _read_columns(self, expert: int, first: int, count: int) -> Tensor:
+        """Reads every `experts`-th column of some rows of B, which lie between the others'."""
+        width = self.lora_b.shape[1]
+        step = max(1, _BLOCK_BYTES // max(1, tensor_bytes(self.lora_b.dtype, (width,))))
+        parts = []
+        for start in range(first, first + count, step):
+            rows = read_rows(self.lora_b, start, min(step, first + count - start), self.files)
+            parts.append(rows[:, expert :: self.delta.experts].clone())
+        columns = torch.cat(parts)
+        check_finite_values(self.lora_b, columns)
+        return columns
 
 
 def _read_vector(update: Magnitude, refs: Mapping[str, TensorRef], files: OpenFiles) -> Tensor:

@@ -84,6 +84,26 @@ class AdapterConfig:
         exact = isinstance(self.target_modules, str) or module in self.target_modules
         return exact or self.layers_to_transform is None or self._layer_selected(module)
 
+    def wraps(self, module: str) -> bool:
+        """Tells whether PEFT may adapt a parameter of the module of this dotted name by itself."""
+        targets = self.target_parameters
+        return any(
+            _names_parameter(target, module, target.rpartition(".")[2]) for target in targets
+        )
+
+    def selects_parameter(self, module: str, parameter: str) -> bool:
+        """Tells whether PEFT adapts a parameter that the module holds, if it holds it.
+
+        Source: PEFT 0.21, tuners/tuners_utils.py, _inject_parameters.
+        """
+        return any(_names_parameter(item, module, parameter) for item in self.target_parameters)
+
+    @property
+    def target_parameters(self) -> tuple[str, ...]:
+        """Endings of the names of parameters that are adapted by themselves."""
+        value = self.raw.get("target_parameters")
+        return tuple(filter(_is_text, value)) if isinstance(value, list) else ()
+
     def _layer_selected(self, module: str) -> bool:
         # The group has a name, since a stranger's pattern may hold groups of its own.
         patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in self.layers_pattern]
@@ -201,6 +221,15 @@ def _is_number(value: Any, *, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 1e9 and math.isfinite(value) and (not whole or value == int(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _names_parameter(target: str, module: str, parameter: str) -> bool:
+    name = f"{module}.{parameter}"
+    return name == target or name.endswith(f".{target}")
 
 
 def _as_tuple(value: tuple[str, ...] | str | None) -> tuple[str, ...]:

@@ -51,6 +51,10 @@ class Naming:
         for name, ref in tensors.items():
             for parameter, part in self._hold(name, ref):
                 self._parts.setdefault(parameter, []).append(part)
+        self._leaves: dict[str, set[str]] = {}
+        for parameter in self._parts:
+            module, _, leaf = parameter.rpartition(".")
+            self._leaves.setdefault(module, set()).add(leaf)
         self.unmapped = next((kind for kind in _model_types(config) if kind in UNMAPPED), None)
 
     def find(self, parameter: str) -> tuple[StoredPart, ...]:
@@ -84,15 +88,19 @@ class Naming:
         whole = len(parts) == 1 and parts[0].operation == "rename"
         return parts[0].ref if whole else None
 
-    def below(self, module: str) -> tuple[str, ...]:
-        """Returns the names, below a module, of the parameters that it holds itself."""
-        names = {
-            parameter.removeprefix(f"{spelling}.")
-            for spelling in self._spellings(module)
-            for parameter in self._parts
-            if parameter.startswith(f"{spelling}.")
-        }
-        return tuple(sorted(name for name in names if "." not in name))
+    def below(self, module: str) -> frozenset[str]:
+        """Returns the names, within a module, of the parameters that it holds itself."""
+        found = (self._leaves.get(name, set()) for name in self._spellings(module))
+        return frozenset(name for names in found for name in names)
+
+    def is_cut_with_others(self, name: str) -> bool:
+        """Tells whether a stored tensor becomes some of the rows of an expert of a parameter."""
+        _, rule = apply_rules(name, self._rules)
+        return rule is not None and rule.operation == "experts" and len(rule.sources) > 1
+
+    def spell(self, parameter: str) -> str:
+        """Returns the newest name of a parameter, whatever release of transformers named it."""
+        return apply_rules(parameter, self._rules)[0].names[0]
 
     def _hold(self, name: str, ref: TensorRef) -> Iterator[tuple[str, StoredPart]]:
         found, rule = apply_rules(name, self._rules)

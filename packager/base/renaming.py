@@ -26,6 +26,10 @@ Operation = Literal["rename", "experts", "concatenate", "chunk", "transpose", "u
 """
 
 
+_MAX_NAME = 1024
+"""Characters; no library makes longer names, and searching a stranger's could take for ever."""
+
+
 @dataclass(frozen=True)
 class NameRule:
     """One rule.
@@ -129,7 +133,7 @@ def apply_rules(name: str, rules: Iterable[NameRule]) -> tuple[Found, NameRule |
     Returns:
         What becomes of a name, and the rule that changes its values, if any.
     """
-    rules = tuple(rules)
+    rules = tuple(rules) if len(name) <= _MAX_NAME else ()
     for rule in rules:
         if rule.operation == "rename" and (found := rule.find(name)) is not None:
             name = found.names[0]

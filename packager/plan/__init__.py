@@ -4,7 +4,7 @@ from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource, GgufSource
-from packager.plan.update import Delta, Magnitude, Update
+from packager.plan.update import Delta, Magnitude, PartDelta, Update
 from packager.plan.value import (
     ConverterPlan,
     GgufLoraPlan,
@@ -27,6 +27,7 @@ __all__ = [
     "GgufSource",
     "LoraFactor",
     "Magnitude",
+    "PartDelta",
     "PlannedFile",
     "PlannedShard",
     "PlannedTensor",

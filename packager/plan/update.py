@@ -21,9 +21,11 @@ class Delta:
         lora_b: Tensor name in the adapter's file, shape (out_features, rank).
         rank: Inner dimension.
         scale: Factor.
-        base_copy: Tensor name in the adapter's file of a copy of the base's weight, or None.
         transposed: Whether the base stores this weight as (in_features, out_features), so that
             the update is `scale · (lora_b @ lora_a)ᵀ`.
+        blocks: Blocks on the diagonals of which `lora_a` and `lora_b` consist, stored below each
+            other.
+        idle: Tensor names in the adapter's file of what only training needed.
         kind: Of update.
     """
 
@@ -33,15 +35,15 @@ class Delta:
     lora_b: str
     rank: int
     scale: float
-    base_copy: str | None = None
     transposed: bool = False
+    blocks: tuple[int, ...] = (1, 1)
+    idle: tuple[str, ...] = ()
     kind: Literal["lora"] = "lora"
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of the adapter's tensors that it uses."""
-        copy = () if self.base_copy is None else (self.base_copy,)
-        return (self.lora_a, self.lora_b, *copy)
+        return (self.lora_a, self.lora_b, *self.idle)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,148 @@ class Magnitude:
         return (self.magnitude,)
 
 
-Update = Delta | Magnitude
+@dataclass(frozen=True)
+class RowReplacement:
+    """Rows of the adapter in the place of what the updates before it made.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted module name.
+        rows: Tensor name in the adapter's file, shape (tokens, width).
+        indices: Which rows they replace, in their order; each once.
+        kind: Of update.
+    """
+
+    adapter: str
+    module: str
+    rows: str
+    indices: tuple[int, ...]
+    kind: Literal["tokens"] = "tokens"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the adapter's tensors that it uses."""
+        return (self.rows,)
 
 
-def rule_of(updates: Iterable[Update]) -> str:
-    """Returns the name of the rule of a tensor that has updates, such as `lora` or `dora`."""
+@dataclass(frozen=True)
+class Addition:
+    """A vector added to a vector, `b + scale · v`.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted module name.
+        values: Tensor name in the adapter's file, shape (out_features,).
+        scale: Factor.
+        kind: Of update.
+    """
+
+    adapter: str
+    module: str
+    values: str
+    scale: float
+    kind: Literal["bias"] = "bias"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the adapter's tensors that it uses."""
+        return (self.values,)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A tensor of an adapter that repeats another one, and is only compared with it.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        name: In the adapter's file.
+        original: Name of what it has to equal; None where nothing reads it in the model either.
+        in_base: Whether that is in the base, and not in the adapter's file.
+        transposed: Whether it is its transpose.
+    """
+
+    adapter: str
+    name: str
+    original: str | None
+    in_base: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class PartDelta:
+    """A low-rank update of a parameter that the checkpoint stores in other cuts than the model.
+
+    The pair of factors is that of `experts` matrices. Expert e has rows `e·rank` and following of
+    `lora_a` and every `experts`-th column of `lora_b` from column e on.
+
+    Source: PEFT 0.21, tuners/lora/layer.py, ParamWrapper.get_delta_weight.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted name of the parameter.
+        lora_a: Tensor name in the adapter's file, shape (experts·rank, in_features).
+        lora_b: Tensor name in the adapter's file, shape (out_features, experts·rank).
+        rank: Inner dimension of one expert.
+        scale: Factor.
+        experts: Number of matrices that the pair is for; 1 for that of one layer.
+        expert: Which of them the stored tensor holds, or None for all, one below the other.
+        transposed: Whether the update of a matrix is `scale · (lora_b @ lora_a)ᵀ`.
+        first_output: Row of a matrix's update that is the first of those used.
+        outputs: Number of rows used.
+        first_row: Row of the stored tensor that the first of them is added to.
+        share: Which of the updates that the pair is cut into this is.
+        shares: How many there are.
+        kind: Of update.
+    """
+
+    adapter: str
+    module: str
+    lora_a: str
+    lora_b: str
+    rank: int
+    scale: float
+    experts: int
+    expert: int | None
+    transposed: bool
+    first_output: int
+    outputs: int
+    first_row: int
+    share: int
+    shares: int
+    kind: Literal["expert-lora", "part-lora"]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the adapter's tensors that it uses, which the first share stands for."""
+        return (self.lora_a, self.lora_b) if self.share == 0 else ()
+
+
+Update = Delta | Magnitude | RowReplacement | Addition | PartDelta
+
+
+def check_shares(updates: Iterable[Update]) -> list[str]:
+    """Names the pairs of factors whose shares are not all there, each once."""
+    found: dict[tuple[str, str], list[int]] = {}
+    wanted: dict[tuple[str, str], int] = {}
+    for update in updates:
+        if isinstance(update, PartDelta):
+            found.setdefault((update.adapter, update.lora_a), []).append(update.share)
+            wanted[update.adapter, update.lora_a] = update.shares
+    return [
+        f"adapter tensor {name} is used in {len(shares)} of {wanted[adapter, name]} parts"
+        for (adapter, name), shares in found.items()
+        if sorted(shares) != list(range(wanted[adapter, name]))
+    ]
+
+
+def rule_of(updates: Iterable[Update], *, saved: bool = False) -> str:
+    """Returns the name of the rule of a tensor, such as `lora`, or `saved+lora`.
+
+    Args:
+        updates: Of the tensor.
+        saved: Whether it starts from a tensor of the adapter.
+    """
     kinds = list(dict.fromkeys(update.kind for update in updates))
     if "dora" in kinds:  # which names its low-rank update as well
         kinds = [kind for kind in kinds if kind != "lora"]
-    return "+".join(kinds)
+    return "+".join(["saved", *kinds] if saved else kinds)
