@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from packager.base.naming import Naming
 from packager.errors import BaseError, InputError
 from packager.tensorfile import TensorFile, TensorRef, check_not_pickle, read_header
 from packager.untrusted import check_relative_name, read_json_object, resolve_inside
@@ -78,6 +80,11 @@ class BaseIndex:
     def embedding(self) -> TensorRef | None:
         """The input embedding, shape (rows, width), if it has a name that is known."""
         return next((self.tensors[name] for name in _EMBEDDING_NAMES if name in self.tensors), None)
+
+    @cached_property
+    def naming(self) -> Naming:
+        """The parameters that its tensors become when the model is loaded."""
+        return Naming(self.config, self.tensors)
 
     @property
     def parameter_count(self) -> int:
