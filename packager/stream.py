@@ -1,6 +1,6 @@
 """Plan → (tensor, bytes) in writing order: read, merged and handed on in chunks of bounded size.
 
-Two workers read and compute the next chunks while the caller hashes and writes the last one.
+Workers read and compute the next chunks while the caller hashes and writes the last one.
 Memory depends on the chunk, on the factors of one module, and on nothing else.
 """
 
@@ -28,7 +28,6 @@ from packager.updatereader import AdapterTensors, check_finite_values, find_sour
 CHUNK_BYTES = 2 << 20
 """Bytes of base data in a chunk, few enough to stay in cache from reading to writing; a row that is
 longer makes its chunk longer."""
-_WORKERS = 2
 _IN_FLIGHT = 4
 
 
@@ -68,6 +67,7 @@ def stream_tensors(
     tensors: tuple[PlannedTensor, ...],
     base: Mapping[str, TensorRef],
     adapters: AdapterTensors,
+    workers: int,
 ) -> Generator[Chunk, None, None]:
     """Yields every planned tensor in order, in chunks.
 
@@ -75,6 +75,7 @@ def stream_tensors(
         tensors: What to make.
         base: Base tensors by name.
         adapters: Adapter tensors.
+        workers: Threads that read and compute; torch should start none of its own.
 
     Yields:
         Chunks, in order; each tensor's chunks are consecutive and cover it. A tensor without
@@ -86,8 +87,7 @@ def stream_tensors(
     """
     with ExitStack() as stack:
         files = OpenFiles(stack)
-        pool = stack.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="merge"))
-        stack.enter_context(single_threaded_torch())
+        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="merge"))
         buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(_IN_FLIGHT + 1):
             buffers.put(bytearray())

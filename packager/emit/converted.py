@@ -9,8 +9,9 @@ from pathlib import Path
 from packager.bundle import make_folder
 from packager.conversion import run_converter
 from packager.emit.making import Making
-from packager.emit.merged import write_file, write_weights
+from packager.emit.merged import write_file
 from packager.emit.ollama import quantise_model
+from packager.emit.shard import write_shards
 from packager.gather import Gathered
 from packager.gguf.general import general_keys
 from packager.gguf.layout import plan_files
@@ -45,7 +46,7 @@ def write_converted(
     merged = scratch / target.name
     make_folder(merged)
     whole = replace(target, shards=plan.shards, files=plan.files, converter=None)
-    write_weights(merged, whole, gathered, progress)
+    write_shards(merged, whole, gathered, progress)
     for file in plan.files:
         write_file(merged, file, whole, source, gathered)
     progress.stage("run the converter of --llama-cpp")

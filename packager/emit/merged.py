@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from packager.bundle import copy_new, write_text
@@ -14,48 +13,18 @@ from packager.modelconfig import render_model_config
 from packager.obligation import notice_text
 from packager.plan import AdapterSource, PlannedFile, TargetPlan
 from packager.plan.layout import INDEX_NAME, NOTICE_NAME
-from packager.progress import Progress
 from packager.sinks.peft import (
     render_folded_config,
     render_pinned_config,
     write_folded_weights,
 )
-from packager.sinks.safetensors import SafetensorsSink, render_index
-from packager.stream import stream_tensors
+from packager.sinks.safetensors import render_index
 from packager.untrusted import resolve_inside
-from packager.updatereader import adapter_tensors
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:
     """Hashes a file that was just written."""
     return FileEntry(path, (folder / path).stat().st_size, hash_file(folder / path))
-
-
-def write_weights(
-    folder: Path, target: TargetPlan, gathered: Gathered, progress: Progress
-) -> tuple[FileEntry, ...]:
-    """Merges into planned shards.
-
-    Raises:
-        AdapterError: NaN or infinity in the adapter or the result.
-        InputError: A source file cannot be read.
-        OutputError: The disk is full or fails.
-    """
-    progress.stage(f"merge {target.name}", sum(shard.nbytes for shard in target.shards))
-    sources = {item.name: item.spec.tensors for item in gathered.adapters}
-    chunks = stream_tensors(target.tensors, gathered.base.index.tensors, adapter_tensors(sources))
-    sink = SafetensorsSink(folder)
-    try:
-        sink.begin(target.shards)
-        with closing(chunks):
-            for chunk in chunks:
-                sink.add(chunk)
-                progress.advance(len(chunk.data))
-                chunk.release()
-        return sink.finish()
-    except BaseException:
-        sink.abort()
-        raise
 
 
 def write_file(

@@ -10,8 +10,9 @@ from packager.bundle import write_text
 from packager.conversion import settle_target
 from packager.emit.converted import write_converted
 from packager.emit.making import Making
-from packager.emit.merged import file_entry, write_file, write_weights
+from packager.emit.merged import file_entry, write_file
 from packager.emit.ollama import render_recipes, write_models
+from packager.emit.shard import write_shards
 from packager.emit.vllm import write_served_adapter
 from packager.filekind import CARD_NAME
 from packager.gather import Gathered
@@ -50,7 +51,7 @@ def write_target(
         return
     texts: dict[str, str] = {}
     if target.shards:
-        yield from write_weights(folder, target, gathered, progress)
+        yield from write_shards(folder, target, gathered, progress)
     elif target.target == "ollama":
         write = write_models if target.converter is None else write_converted
         models = write(folder, target, gathered, making, progress)
