@@ -130,7 +130,13 @@ _RULES: tuple[_Rule, ...] = (
     _Rule("bias", _bias, _NOT_MERGED, _refused()),
     _Rule("lora_bias", _flag("lora_bias"), _NOT_MERGED, _refused()),
     _Rule("fan_in_fan_out", _flag("fan_in_fan_out"), _SWAPPED, _SERVED),
-    _Rule("target_parameters", _filled("target_parameters"), _NOT_MERGED, _refused()),
+    _Rule(
+        "target_parameters",
+        _filled("target_parameters"),
+        Support("works", "merged matrix by matrix, under the names of the checkpoint"),
+        _refused(),
+        in_pairs=False,
+    ),
     _Rule("layer_replication", _filled("layer_replication"), _NOT_MERGED, _refused()),
     _Rule(
         "init_lora_weights",

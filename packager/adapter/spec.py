@@ -16,6 +16,7 @@ from packager.adapter.feature import (
     find_features,
     tensor_feature,
 )
+from packager.adapter.parameter import ParameterPair, find_parameter_pairs
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError
 from packager.filekind import list_model_files
@@ -42,7 +43,7 @@ _TENSOR_FEATURES = (
     (".base_layer.lora_", "LoRA on fused parameters"),
     ("token_adapter", "trained token rows"),
 )
-_RESHAPING = ("target_parameters", "use_bdlora", "use_qalora")
+_RESHAPING = ("use_bdlora", "use_qalora")
 """Fields that give the pairs other shapes than (rank, in) and (out, rank)."""
 
 
@@ -86,6 +87,7 @@ class AdapterSpec:
         weights_bytes: Size of the weights file.
         made_at: When the weights file was last written, UTC.
         has_tokenizer: Whether tokenizer files lie beside the weights.
+        parameters: Pairs around parameters, those of a module from the outermost inwards.
     """
 
     directory: Path
@@ -97,6 +99,7 @@ class AdapterSpec:
     weights_bytes: int
     made_at: datetime
     has_tokenizer: bool
+    parameters: tuple[ParameterPair, ...] = ()
 
     @property
     def parameter_count(self) -> int:
@@ -141,7 +144,8 @@ def read_adapter(directory: Path) -> AdapterSpec:
     config = parse_adapter_config(read_json_object(config_path), where=str(config_path))
     weights_path = _find_weights(directory)
     header = read_header(weights_path)
-    modules, leftover = _sort_tensors(header.tensors, config, str(weights_path))
+    parameters = find_parameter_pairs(header.tensors, config, str(weights_path))
+    modules, leftover = _sort_tensors(header.tensors, parameters, config, str(weights_path))
     written_at = min(weights_path.stat().st_mtime, _LATEST)
     return AdapterSpec(
         directory=directory,
@@ -153,6 +157,7 @@ def read_adapter(directory: Path) -> AdapterSpec:
         weights_bytes=header.size,
         made_at=datetime.fromtimestamp(written_at, UTC),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
+        parameters=parameters,
     )
 
 
@@ -177,7 +182,10 @@ def _find_weights(directory: Path) -> Path:
 
 
 def _sort_tensors(
-    tensors: tuple[TensorRef, ...], config: AdapterConfig, where: str
+    tensors: tuple[TensorRef, ...],
+    parameters: tuple[ParameterPair, ...],
+    config: AdapterConfig,
+    where: str,
 ) -> tuple[dict[str, LoraModule], tuple[str, ...]]:
     """Tensors as plain LoRA modules, and the names of those that are something else."""
     if not tensors:
@@ -186,10 +194,13 @@ def _sort_tensors(
             where=where,
             hint="save the adapter again with PEFT's save_pretrained",
         )
+    used = {ref.name for pair in parameters for ref in pair.tensors}
     pairs: dict[str, dict[str, TensorRef]] = {}
     copies: dict[str, TensorRef] = {}
     magnitudes: dict[str, TensorRef] = {}
     for tensor in tensors if config.peft_type == "LORA" else ():
+        if tensor.name in used:
+            continue
         if (copy := _COPY.fullmatch(tensor.name)) is not None:
             copies[copy["module"]] = tensor
         elif (key := _MAGNITUDE.fullmatch(tensor.name)) is not None:
@@ -204,7 +215,7 @@ def _sort_tensors(
         for name in sorted(pairs)
         if not _has_other_shapes(pairs[name], config)
     }
-    used = {
+    used |= {
         ref.name
         for module in modules.values()
         for ref in (module.lora_a, module.lora_b, module.base_copy, module.magnitude)

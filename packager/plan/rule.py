@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from packager.adapter import LoraModule
 from packager.base import BaseIndex
+from packager.base.naming import StoredPart
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError, BaseError, LorapackError
+from packager.plan.change import (
+    HEAD_NAME,
+    Change,
+    Changes,
+    add_updates,
+    find_changes,
+    stored_tensor,
+)
+from packager.plan.expert import plan_parameters
+from packager.plan.misfit import (
+    rescaled_expert,
+    unknown_modules,
+    unscaled_rows,
+    unselected_modules,
+    untold_layout,
+)
+from packager.plan.replication import keep_sources, replicate_layers
 from packager.plan.source import AdapterSource
-from packager.plan.update import Axis, Delta, Magnitude, Update, rule_of
+from packager.plan.tie import settle_head
+from packager.plan.update import Axis, Delta, Magnitude, PartDelta, Update, rule_of
 from packager.plan.value import PlannedTensor
 from packager.quantisation.encoding import QuantisedRef
 from packager.quantisation.layer import CONV1D_MODELS, CONV1D_MODULES
 from packager.tensorfile import TensorRef
-
-HEAD_NAME = "lm_head.weight"
-_OMITTED_PREFIX = "transformer."
-"""What the checkpoints of GPT-2 on the Hub leave out of their names."""
-_SHOWN = 3
 
 
 def plan_tensors(
@@ -33,32 +49,64 @@ def plan_tensors(
         Output name → tensor, in the base's file order with an untied head last; and every
         problem found. A head is untied only when the adapter changes it.
     """
-    targets, problems = _match_modules(source, base)
-    planned: dict[str, PlannedTensor] = {}
-    for name, ref in base.tensors.items():
-        planned[name] = _plan_tensor(name, ref, targets.pop(name, ()), dtype)
-    if HEAD_NAME in targets and base.embedding is not None:
-        updates = targets.pop(HEAD_NAME)
-        planned[HEAD_NAME] = _plan_tensor(HEAD_NAME, base.embedding, updates, dtype)
-    return planned, problems
+    layers = replicate_layers(source, base)
+    changes = find_changes(source, layers)
+    targets, problems = _match_modules(changes)
+    add_updates(changes, targets)
+    settle_head(changes)
+    names = [*layers.tensors, *(name for name in changes.by_name if name not in layers.tensors)]
+    planned = {name: _plan_tensor(name, changes, dtype) for name in names}
+    _share(planned, layers)
+    return keep_sources(planned, layers, base), [*problems, *changes.problems]
 
 
 def unties_head(planned: dict[str, PlannedTensor], base: BaseIndex) -> bool:
     """Tells whether the plan gives a tied model a head of its own."""
-    head = base.head
-    name = HEAD_NAME if head is None else head.name
-    return base.ties_embeddings and name in planned and bool(planned[name].deltas)
+    head, embedding = _head_of(planned, base), base.embedding
+    if not base.ties_embeddings or head is None or embedding is None:
+        return False
+    own = (head.source_adapter, head.deltas)
+    return base.head is None or own != (
+        planned[embedding.name].source_adapter,
+        planned[embedding.name].deltas,
+    )
+
+
+def _head_of(planned: dict[str, PlannedTensor], base: BaseIndex) -> PlannedTensor | None:
+    return planned.get(HEAD_NAME if base.head is None else base.head.name)
+
+
+def _share(planned: dict[str, PlannedTensor], base: BaseIndex) -> None:
+    """Counts what embedding and head have in common with the embedding only."""
+    head, embedding = _head_of(planned, base), base.embedding
+    if base.ties_embeddings and head is not None and embedding is not None:
+        counted = {name for _, name in planned[embedding.name].adapter_tensors}
+        shared = tuple(name for _, name in head.adapter_tensors if name in counted)
+        planned[head.name] = replace(head, shared=shared)
 
 
 def find_base_weight(module: LoraModule, base: BaseIndex) -> TensorRef | None:
-    """Returns the base's weight below a module; of a tied head it is the embedding."""
-    name = f"{module.module}.weight"
-    if name == HEAD_NAME and base.head is None and base.ties_embeddings:
-        return base.embedding
-    if name in base.tensors or not name.startswith(_OMITTED_PREFIX):
-        return base.tensors.get(name)
-    omitted = not any(stored.startswith(_OMITTED_PREFIX) for stored in base.tensors)
-    return base.tensors.get(name.removeprefix(_OMITTED_PREFIX)) if omitted else None
+    """Returns the stored tensor that is the weight below a module; of a tied head, the embedding.
+
+    None too where the checkpoint stores the weight within another tensor.
+    """
+    part = _find_part(module, base)
+    return part.ref if part is not None and part.operation == "rename" else None
+
+
+def _find_part(module: LoraModule, base: BaseIndex) -> StoredPart | None:
+    """Returns where the weight below a module is stored: as a tensor, or as rows of one."""
+    if is_tied_head(module, base) and base.embedding is not None:
+        return StoredPart(base.embedding)
+    parts = base.naming.find(f"{module.module}.weight")
+    found = len(parts) == 1 and parts[0].operation in ("rename", "chunk")
+    return parts[0] if found else None
+
+
+def is_tied_head(module: LoraModule, base: BaseIndex) -> bool:
+    """Tells whether a module is an output head that has no weight of its own in the base."""
+    tied = base.head is None and base.ties_embeddings
+    return tied and base.naming.spell(f"{module.module}.weight") == HEAD_NAME
 
 
 def stores_transposed(module: LoraModule, base: BaseIndex) -> bool:
@@ -76,18 +124,37 @@ def _uses_conv1d(base: BaseIndex) -> bool:
     return base.config.get("model_type") in CONV1D_MODELS
 
 
-def _plan_tensor(
-    name: str, ref: TensorRef, updates: tuple[Update, ...], dtype: str | None
-) -> PlannedTensor:
-    out = dtype if dtype is not None and ref.dtype in MERGEABLE else ref.dtype
-    if not updates:
-        rule = "copy" if out == ref.dtype else "cast"
-        rule = "dequantise" if isinstance(ref, QuantisedRef) else rule
-        return PlannedTensor(name, out, ref.shape, rule, ref.name)
-    return PlannedTensor(name, out, ref.shape, rule_of(updates), ref.name, updates)
+def _plan_tensor(name: str, changes: Changes, dtype: str | None) -> PlannedTensor:
+    change, stored = changes.find(name), stored_tensor(name, changes.base)
+    ref = change.source or stored
+    assert ref is not None, name
+    of_type = stored or changes.base.embedding or ref
+    out = dtype if dtype is not None and of_type.dtype in MERGEABLE else of_type.dtype
+    return PlannedTensor(
+        name=name,
+        dtype=out,
+        shape=ref.shape,
+        rule=_rule_name(change, ref, out),
+        source=ref.name,
+        deltas=change.updates,
+        source_adapter=None if change.source is None else changes.source.name,
+        copies=change.copies,
+    )
 
 
-def _plan_updates(module: LoraModule, adapter: str, base: BaseIndex) -> tuple[Update, ...]:
+def _rule_name(change: Change, ref: TensorRef, dtype: str) -> str:
+    if change.updates or change.source is not None:
+        return rule_of(change.updates, saved=change.source is not None)
+    if isinstance(ref, QuantisedRef):
+        return "dequantise"
+    return "copy" if dtype == ref.dtype else "cast"
+
+
+def _plan_updates(
+    module: LoraModule, adapter: str, part: StoredPart, base: BaseIndex
+) -> tuple[Update, ...]:
+    if part.operation == "chunk":
+        return (_plan_rows(module, adapter, part),)
     delta = _plan_delta(module, adapter, base)
     if module.magnitude is None:
         return (delta,)
@@ -103,48 +170,77 @@ def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
         lora_b=module.lora_b.name,
         rank=module.rank,
         scale=module.scale,
-        base_copy=None if module.base_copy is None else module.base_copy.name,
-        transposed=stores_transposed(module, base),
+        transposed=module.embedding or stores_transposed(module, base),
+        blocks=module.blocks,
+        idle=tuple(ref.name for ref in module.idle),
+    )
+
+
+def _plan_rows(module: LoraModule, adapter: str, part: StoredPart) -> PartDelta:
+    """Plans the update of a layer whose weight is some rows of a stored tensor."""
+    rows = module.lora_b.shape[0]
+    return PartDelta(
+        adapter=adapter,
+        module=module.module,
+        lora_a=module.lora_a.name,
+        lora_b=module.lora_b.name,
+        rank=module.rank,
+        scale=module.scale,
+        experts=1,
+        expert=None,
+        transposed=False,
+        first_output=0,
+        outputs=rows,
+        first_row=part.part * rows,
+        share=0,
+        shares=1,
+        kind="part-lora",
     )
 
 
 def _match_modules(
-    source: AdapterSource, base: BaseIndex
+    changes: Changes,
 ) -> tuple[dict[str, tuple[Update, ...]], list[LorapackError]]:
-    targets: dict[str, tuple[Update, ...]] = {}
-    problems: list[LorapackError] = []
+    source, base = changes.source, changes.base
+    targets, problems = plan_parameters(source, base)
+    taken = {(name, 0) for name in targets}
     unknown: list[str] = []
     unselected: list[str] = []
     for module in source.spec.modules.values():
-        ref = find_base_weight(module, base)
-        name = f"{module.module}.weight"
-        if ref is not None and name != HEAD_NAME:
-            name = ref.name
-        if ref is None or name in targets:
+        part = _find_part(module, base)
+        name = HEAD_NAME if is_tied_head(module, base) or part is None else part.ref.name
+        if part is None or (name, part.part) in taken:
             unknown.append(module.module)
             continue
-        if not source.spec.config.selects(module.module):
+        if not (source.spec.config.selects(module.module) or _is_tied_pair(module, changes)):
             unselected.append(module.module)
-        problem = _check_fit(source, module, ref, base)
+        part = replace(part, ref=replace(part.ref, shape=changes.shape(name) or part.ref.shape))
+        problem = _check_fit(source, module, part, base)
         if problem is not None:
             problems.append(problem)
-        targets[name] = _plan_updates(module, source.name, base)
-    if unknown and not _stored_elsewhere(source):
-        problems.insert(0, _unknown_modules(source, base, unknown))
+        taken.add((name, part.part))
+        updates = _plan_updates(module, source.name, part, base)
+        targets[name] = (*targets.get(name, ()), *updates)
+    if unknown:
+        problems.insert(0, unknown_modules(source, base, unknown))
     if unselected:
-        problems.append(_unselected_modules(source, unselected))
+        problems.append(unselected_modules(source, unselected))
     return targets, problems
 
 
-def _stored_elsewhere(source: AdapterSource) -> bool:
-    """Tells whether a feature names modules otherwise than the checkpoint does."""
-    raw = source.spec.config.raw
-    return any(raw.get(field) for field in ("target_parameters", "layer_replication"))
+def _is_tied_pair(module: LoraModule, changes: Changes) -> bool:
+    """Tells whether PEFT adapts a head because the embedding is."""
+    tied = (
+        changes.source.spec.config.raw.get("ensure_weight_tying") and changes.base.ties_embeddings
+    )
+    head = HEAD_NAME if changes.base.head is None else changes.base.head.name
+    return bool(tied) and changes.base.naming.spell(f"{module.module}.weight") == head
 
 
 def _check_fit(
-    source: AdapterSource, module: LoraModule, ref: TensorRef, base: BaseIndex
+    source: AdapterSource, module: LoraModule, part: StoredPart, base: BaseIndex
 ) -> LorapackError | None:
+    ref = part.ref
     if ref.dtype not in MERGEABLE:
         return BaseError(
             f"base tensor {ref.name!r} is of a type that nothing can be merged into",
@@ -153,14 +249,17 @@ def _check_fit(
             found=ref.dtype,
             hint="give the 16-bit original of this base with --base",
         )
-    wanted = (module.lora_b.shape[0], module.lora_a.shape[1])
+    wanted = module.shape
     if stores_transposed(module, base):
         wanted = wanted[::-1]
     flagged = bool(source.spec.config.raw.get("fan_in_fan_out"))
     if flagged and wanted[0] == wanted[1] and not _uses_conv1d(base):
-        return _untold_layout(source, module, base)
-    copy_fits = module.base_copy is None or module.base_copy.shape == ref.shape
-    if wanted == ref.shape and copy_fits:
+        return untold_layout(source, module, base)
+    if part.operation == "chunk" and module.magnitude is not None:
+        return unscaled_rows(source, module, ref)
+    if source.spec.config.use_rslora and base.naming.is_cut_with_others(ref.name):
+        return rescaled_expert(source, module)
+    if (wanted[0] * part.parts, *wanted[1:]) == ref.shape:
         return None
     return AdapterError(
         f"module {module.module!r} of the adapter has another width than the base",
@@ -169,45 +268,3 @@ def _check_fit(
         found=f"{ref.shape} in {ref.file.name}",
         hint="this adapter was trained on another base; give that one with --base",
     )
-
-
-def _untold_layout(source: AdapterSource, module: LoraModule, base: BaseIndex) -> LorapackError:
-    return AdapterError(
-        f"it cannot be told which way round the base stores the weight of {module.module!r}",
-        where=str(source.spec.directory),
-        expected="fan_in_fan_out only on " + ", ".join(CONV1D_MODELS),
-        found=f"model_type {base.config.get('model_type')!r}"[:80],
-        hint="if the layer is torch's Linear, set fan_in_fan_out to false in adapter_config.json",
-    )
-
-
-def _unknown_modules(source: AdapterSource, base: BaseIndex, unknown: list[str]) -> AdapterError:
-    total = len(source.spec.modules)
-    like = next((name for name in base.tensors if name.endswith("proj.weight")), None)
-    like = like or next(iter(base.tensors), "nothing")
-    return AdapterError(
-        f"{len(unknown)} of {total} adapted modules are not in the base; PEFT and vLLM would "
-        "drop them without a word and answer as the base",
-        where=str(source.spec.directory),
-        expected=f"names like {like.removesuffix('.weight')!r}",
-        found=_listed(unknown),
-        hint="wrong base or a wrong prefix: give the base trained on with --base, or save the "
-        "adapter again from the model class that it was trained with",
-    )
-
-
-def _unselected_modules(source: AdapterSource, unselected: list[str]) -> AdapterError:
-    return AdapterError(
-        f"{len(unselected)} modules of the adapter are left over: adapter_config.json does not "
-        "select them, so PEFT would not apply them",
-        where=str(source.spec.directory),
-        expected="every module in target_modules",
-        found=_listed(unselected),
-        hint="restore the adapter_config.json that was saved with these weights",
-    )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    more = len(names) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
