@@ -77,7 +77,7 @@ def plan_vllm(
     ]
     if _own_template(source.chat, base.chat) is not None:
         files.append(PlannedFile(template_path(name), "written", None))
-    return TargetPlan(FOLDER, name, FOLDER, (), tuple(files), served=lora), []
+    return TargetPlan("vllm", name, FOLDER, (), tuple(files), served=lora), []
 
 
 def plan_serving(

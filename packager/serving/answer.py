@@ -23,13 +23,17 @@ EXPECTED_NAME = "expected.json"
 SCHEMA_VERSION = 1
 _DIGITS = 7
 
-NOISE: Mapping[ServedType, float] = {"bfloat16": 0.05, "float16": 2e-3, "float32": 1e-4}
-"""Mean divergence in nats that computing in a type may cause at the places asked about."""
+NOISE: Mapping[ServedType, float] = {"bfloat16": 0.03, "float16": 2e-3, "float32": 1e-4}
+"""Mean divergence in nats that computing in a type may cause at the places asked about.
 
-_SHARE = 0.02
+Measured on SmolLM2-135M-Instruct, a hard case since larger models average rounding out, with the
+demo's adapter (mean effect 3.7 there): 0.003 in bfloat16 by transformers. The same adapter at 0.7
+of its scale is 1.0 off, at half of it 2.6, at twice 1.6. float16 has 8 times finer steps, float32
+2^16 times, and divergence goes with their square; other orders of addition are allowed for.
+"""
+
+_SHARE = 0.01
 _WEAK_SHARE = 0.25
-_LEAST_EFFECT = 0.4
-"""Smallest effect that is told from noise, as a multiple of `NOISE`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def bound_divergence(effect: float, dtype: ServedType) -> float:
 
 def is_noticeable(effect: float, dtype: ServedType) -> bool:
     """Tells whether an adapter's effect can be told from what a type does to any model."""
-    return effect >= _LEAST_EFFECT * NOISE[dtype]
+    return effect >= NOISE[dtype]
 
 
 def render_expected(expected: Expected) -> str:

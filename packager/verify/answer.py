@@ -1,9 +1,9 @@
 """Level `behaviour` of an adapter as a server loads it, and the answers that the server must give.
 
 What a server computes is not known before it runs. Known is the truth; and that PEFT, with the
-normalised adapter in float32, gives the same. The rest is for the server to show: at those places
-of the proof's text at which adapter and base differ most it is asked for the next token, and is
-ready only if its answers are those that are recorded here.
+normalised adapter in float32, gives the same. The rest is for the server to show: at the most
+telling places of the proof's text it is asked for the next token, and is ready only if its answers
+are those that are recorded here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,17 +192,26 @@ def _logits(model: Any, ids: tuple[int, ...]) -> Tensor:
 
 
 def _find_places(truth: Truth) -> tuple[_Place, ...]:
-    """The place of each passage at which the base differs most, of those passages that do most."""
-    counts = [0]
-    for ids in truth.passages:
-        counts.append(counts[-1] + len(ids) - 1)
-    found = []
-    for passage, (first, end) in enumerate(pairwise(counts)):
-        distances = truth.base_kl[first:end]
-        largest = max(distances)
-        found.append((largest, _Place(passage, distances.index(largest))))
+    """The most telling place of each passage, of those passages that tell most.
+
+    Base and adapter have to differ there, and the adapter has to hesitate: where it is sure of a
+    token, it stays sure of it at half its scale or twice, and a server that gets the scale wrong
+    would not be found out.
+    """
+    found, first = [], 0
+    for passage, logits in enumerate(truth.read_logits()):
+        distances = torch.tensor(truth.base_kl[first : first + len(logits)], dtype=torch.float64)
+        first += len(logits)
+        telling = torch.minimum(distances, _entropy(logits))
+        found.append((float(telling.max()), _Place(passage, int(telling.argmax()))))
     found.sort(key=lambda item: -item[0])
     return tuple(place for _, place in found[:MAX_QUESTIONS])
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """In nats, of each row."""
+    logprobs = torch.log_softmax(logits.double(), -1)
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def _ask(

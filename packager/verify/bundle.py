@@ -139,8 +139,8 @@ def _plan_again(manifest: Manifest, gathered: Gathered) -> ReleasePlan:
         options = recall_choices(manifest.options, targets, where=MANIFEST_NAME)
         alone = replace(gathered, adapters=(source,))
         plans += [plan_gathered(alone, options)] if targets else []
-    targets = tuple(item for plan in plans for item in plan.targets)
-    return replace(plans[0], targets=targets, serving=_plan_server_again(manifest, gathered))
+    whole = tuple(item for plan in plans for item in plan.targets)
+    return replace(plans[0], targets=whole, serving=_plan_server_again(manifest, gathered))
 
 
 def _plan_server_again(manifest: Manifest, gathered: Gathered) -> ServingPlan | None:
