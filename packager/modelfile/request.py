@@ -87,7 +87,7 @@ def parse_create(text: str, *, where: str) -> tuple[Modelfile, dict[str, str]]:
                 Message(check_role(item["role"]), _text(item, "content"))
                 for item in fields.get("messages", [])
             ),
-            licenses=tuple(map(_plain_text, fields.get("license", []))),
+            licenses=_licenses(fields.get("license", [])),
             requires=check_version(_text(fields, "requires")) if "requires" in fields else "",
         )
         check_modelfile(value)
@@ -100,6 +100,14 @@ def parse_create(text: str, *, where: str) -> tuple[Modelfile, dict[str, str]]:
             hint="take it from a bundle as it was written",
         ) from problem
     return value, files
+
+
+def _licenses(found: Any) -> tuple[str, ...]:
+    """Takes one licence or a list of them.
+
+    Source: ollama v0.33.0, server/create.go, createModel: a string or an array.
+    """
+    return tuple(map(_plain_text, [found] if isinstance(found, str) else found))
 
 
 def _check_files(from_: str, files: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from packager.adapter import AdapterSpec
+from packager.bundle import check_free_space
 from packager.dtype import MANTISSA_BITS
 from packager.errors import InputError
 from packager.gather import Gathered
@@ -94,6 +95,7 @@ def measure_gguf_lora(
     with tempfile.TemporaryDirectory(prefix="lorapack-base-") as name:
         if progress is not None:
             progress("write the base as GGUF", 0, 1)
+        check_free_space(Path(name, files[0].path), sum(file.size for file in files))
         write_gguf(
             Path(name),
             model,

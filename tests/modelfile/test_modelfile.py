@@ -285,6 +285,11 @@ def test_strange_requests_are_refused(text: str) -> None:
         parse_create(text, where="create.json")
 
 
+def test_one_licence_may_stand_alone() -> None:
+    value, _ = parse_create('{"from": "x", "license": "MIT"}', where="create.json")
+    assert value.licenses == ("MIT",)
+
+
 def test_reading_is_linear() -> None:
     start = time.perf_counter()
     with pytest.raises(ModelfileError):
