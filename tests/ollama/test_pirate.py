@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ def bundle(
 ) -> Path:
     out = tmp_path_factory.mktemp("pirate") / "out"
     done = lorapack(
-        "release", f"pirate={pirate_adapter}", "--base", smollm2_base, "--target", "ollama",
-        "--quant", "Q8_0", "--quant", "Q4_K_M", "--no-behaviour", "--out", out,
+        "release", f"pirate={pirate_adapter}", "--base", smollm2_base, "--target", "merged",
+        "--target", "ollama", "--target", "gguf-adapter", "--quant", "Q8_0", "--quant", "Q4_K_M",
+        "--out", out,
     )  # fmt: skip
     assert done.code == 0, done.err
     return out
@@ -60,10 +62,27 @@ def test_the_card_shows_both_files(bundle: Path) -> None:
         assert part in card
 
 
+def test_every_artefact_behaves_as_base_and_adapter(bundle: Path) -> None:
+    """The bounds are what this base and its adapter measure, with half as much again."""
+    proof = json.loads((bundle / "report/VERIFY.json").read_text(encoding="utf-8"))
+    merged, ollama, lora = proof["targets"]
+    figures = {
+        "merged": merged["behaviour"],
+        **{item["quant"]: item["behaviour"] for item in ollama["variants"]},
+        "gguf-adapter": lora["behaviour"],
+    }
+    bounds = {"merged": 5e-4, "Q8_0": 0.015, "Q4_K_M": 0.25, "gguf-adapter": 1e-3}
+    for name, bound in bounds.items():
+        assert figures[name]["problems"] == [], name
+        assert 0 < figures[name]["kl_mean"] < bound, (name, figures[name]["kl_mean"])
+        assert figures[name]["base_kl_mean"] > 1
+        assert figures[name]["tokens"] > 1000
+
+
 def test_the_bundle_is_as_it_was_made(bundle: Path) -> None:
     done = lorapack("verify", bundle, "--level", "weights", "--json")
     assert done.code == 0, done.err
-    (proof,) = done.json["targets"]
+    proof = next(item for item in done.json["targets"] if item["target"] == "ollama")
     for variant in proof["variants"]:
         assert variant["weights"]["problems"] == []
         assert variant["weights"]["checked"] == variant["weights"]["total"] == 272
