@@ -33,7 +33,9 @@ class ChatChoice:
         go_template: For TEMPLATE, or empty.
         stops: Texts that end a turn.
         end_ids: Ids of those stops that are one token. llama.cpp has to know them as ends.
-        requires: The least version of Ollama, or empty.
+        requires: The least version of Ollama, or empty. A Go template needs none: what ours count
+            with (range over an integer, Go 1.24) is in Ollama since v0.5.13 of February 2025, and
+            versions before December 2025 do not know the word REQUIRES.
         jinja: For the GGUF's `tokenizer.chat_template`, or empty.
         named: Further chat templates, name and text in turn.
         guarded: Whether `jinja` bears a comment that keeps Ollama from replacing it.
