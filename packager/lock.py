@@ -134,13 +134,21 @@ def read_lock(adapter: Path) -> BaseLock | None:
     return parse_lock(read_bytes(path), where=str(path))
 
 
-def write_lock(adapter: Path, base: BaseRef) -> BaseLock:
+def write_lock(
+    adapter: Path, base: BaseRef, *, training_quantization: dict[str, Any] | None = None
+) -> BaseLock:
     """Writes `base.lock.json` into an adapter directory by one rename.
+
+    Args:
+        adapter: The adapter's folder.
+        base: The exact base.
+        training_quantization: How it was quantised during training, as
+            `quantisation.training.parse_settings` reads it, or None.
 
     Raises:
         OutputError: The directory cannot be written.
     """
-    lock = make_lock(base)
+    lock = make_lock(base, training_quantization=training_quantization)
     path = adapter / LOCK_NAME
     aside = path.with_name(f".{LOCK_NAME}.{os.getpid()}")
     try:

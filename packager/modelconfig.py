@@ -8,6 +8,7 @@ from typing import Any
 from packager.base import BaseIndex
 from packager.dtype import MERGEABLE, TORCH_NAMES
 from packager.plan import TargetPlan
+from packager.quantisation.scheme import CONFIG_KEY
 
 
 def render_model_config(base: BaseIndex, plan: TargetPlan) -> str:
@@ -17,6 +18,7 @@ def render_model_config(base: BaseIndex, plan: TargetPlan) -> str:
     `torch_dtype`; both are read. A composite model keeps its language model in `text_config`.
     """
     config: dict[str, Any] = dict(base.config)
+    config.pop(CONFIG_KEY, None)  # what was quantised has been written out
     dtype = _main_dtype(plan)
     if dtype is not None:
         _set_dtype(config, TORCH_NAMES[dtype])

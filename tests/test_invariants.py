@@ -29,7 +29,7 @@ ROOMS = (
     "obligation", "license", "adapter", "hub", "base", "lock",
     "trainingfact", "train", "demo", "gguf", "serving",
     "container", "plan",
-    "chat", "modelfile", "vocabulary", "chatfile", "gather", "recipe", "conversion", "modelconfig", "merge",
+    "chat", "modelfile", "vocabulary", "chatfile", "gather", "mergebase", "recipe", "conversion", "modelconfig", "merge",
     "rowreader", "updatereader", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
     "bundle", "emit", "verify", "card", "cardfacts", "servercard",
     "serverfolder", "release", "publish", "serve", "cli", "__main__",

@@ -12,6 +12,8 @@ from typing import Any
 
 from packager.base.naming import Naming
 from packager.errors import BaseError, InputError
+from packager.quantisation.encoding import QuantisedRef
+from packager.quantisation.logical import find_logical
 from packager.tensorfile import TensorFile, TensorRef, check_not_pickle, read_header
 from packager.untrusted import check_relative_name, read_json_object, resolve_inside
 
@@ -42,7 +44,8 @@ class BaseIndex:
     Attributes:
         directory: Where it lies.
         config: `config.json`.
-        tensors: Name → where its data lies, in file order.
+        tensors: Name → where its data lies, in file order; of weights that are stored quantised,
+            what they stand for.
         files: The weight files in name order, parsed.
     """
 
@@ -88,13 +91,18 @@ class BaseIndex:
 
     @property
     def parameter_count(self) -> int:
-        """Elements of all stored tensors."""
+        """Elements of all tensors."""
         return sum(_elements(ref.shape) for ref in self.tensors.values())
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all stored tensors."""
-        return sum(ref.nbytes for ref in self.tensors.values())
+        """Bytes of all tensors as they are stored."""
+        return sum(ref.nbytes for file in self.files for ref in file.tensors)
+
+    @property
+    def quantised_count(self) -> int:
+        """Number of tensors that are stored quantised."""
+        return sum(isinstance(ref, QuantisedRef) for ref in self.tensors.values())
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -106,11 +114,9 @@ class BaseIndex:
 
     @property
     def fingerprint(self) -> str:
-        """`sha256:<hex>` over the sorted names, dtypes and shapes of all tensors."""
-        rows = [
-            [name, self.tensors[name].dtype, list(self.tensors[name].shape)]
-            for name in sorted(self.tensors)
-        ]
+        """`sha256:<hex>` over the sorted names, dtypes and shapes of all tensors as stored."""
+        stored = sorted((ref for file in self.files for ref in file.tensors), key=_name_of)
+        rows = [[ref.name, ref.dtype, list(ref.shape)] for ref in stored]
         text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -119,7 +125,8 @@ def read_base(directory: Path) -> BaseIndex:
     """Reads the configuration and the headers of a base; no weights are read.
 
     Raises:
-        BaseError: The folder is no checkpoint, or a shard is missing or contradicts the index.
+        BaseError: The folder is no checkpoint, a shard is missing or contradicts the index, or
+            what is stored quantised contradicts its description.
         UnsafeInputError: The weights are pickles, or a name leads outside the folder.
         InputError: A file is damaged.
     """
@@ -143,7 +150,7 @@ def read_base(directory: Path) -> BaseIndex:
                 )
             tensors[ref.name] = ref
     _check_against_index(directory, tensors)
-    return BaseIndex(directory, config, tensors, files)
+    return BaseIndex(directory, config, find_logical(config, tensors), files)
 
 
 def weight_file_names(directory: Path) -> tuple[str, ...]:
@@ -213,6 +220,10 @@ def _check_against_index(directory: Path, tensors: Mapping[str, TensorRef]) -> N
                 found=found,
                 hint="download the base again into an empty folder",
             )
+
+
+def _name_of(ref: TensorRef) -> str:
+    return ref.name
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from packager.hub.client import HubRefusedError, ask, silence
 from packager.hub.fetch import git_blob_id
 from packager.hub.remote import RemoteFile, RemoteRepo, base_error
 from packager.manifest import FileEntry
-from packager.tensorfile import header_length
+from packager.quantisation.state import MAX_STATE_BYTES, STATE_MARK
+from packager.tensorfile import header_length, parse_header
 
 _WORKERS = 4
 _LENGTH_BYTES = 8
@@ -23,8 +24,9 @@ _MAX_WHOLE_BYTES = 256 << 20
 def fetch_hollow(remote: RemoteRepo, names: Iterable[str], folder: Path) -> tuple[FileEntry, ...]:
     """Lays out files of a commit in a folder of its own: weights with their header only.
 
-    A weights file gets its size and its header; the rest is a hole that takes no room on the
-    disk. Files that lie in the Hub's cache are taken from there, and nothing is added to it.
+    A weights file gets its size, its header, and the small descriptions of weights that
+    bitsandbytes quantised; the rest is a hole that takes no room on the disk. Files that lie in
+    the Hub's cache are taken from there, and nothing is added to it.
 
     Args:
         remote: From `resolve_repo`.
@@ -49,9 +51,13 @@ def _lay_out(remote: RemoteRepo, file: RemoteFile, folder: Path) -> FileEntry:
     place = folder / file.name
     place.parent.mkdir(parents=True, exist_ok=True)
     if file.name.endswith(".safetensors") and file.size > _FIRST_BYTES:
-        place.write_bytes(_header(remote, file))
+        header = _header(remote, file)
+        place.write_bytes(header)
         with place.open("r+b") as stream:
             stream.truncate(file.size)
+            for offset, data in _descriptions(remote, file, header):
+                stream.seek(offset)
+                stream.write(data)
         return FileEntry(file.name, file.size, _announced(remote, file))
     if file.size > _MAX_WHOLE_BYTES:
         raise BaseError(
@@ -86,6 +92,23 @@ def _header(remote: RemoteRepo, file: RemoteFile) -> bytes:
         start[:_LENGTH_BYTES], file.size, f"{remote.repo}/{file.name}"
     )
     return (start + _read(remote, file, len(start), end) if end > len(start) else start)[:end]
+
+
+def _descriptions(
+    remote: RemoteRepo, file: RemoteFile, header: bytes
+) -> Iterator[tuple[int, bytes]]:
+    """Yields offset and bytes of what describes the weights that are quantised."""
+    parsed = parse_header(header[_LENGTH_BYTES:], path=Path(file.name), size=file.size)
+    wanted = [ref for ref in parsed.tensors if STATE_MARK in ref.name]
+    wanted = [ref for ref in wanted if ref.nbytes <= MAX_STATE_BYTES]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        yield from pool.map(
+            lambda ref: (
+                ref.offset,
+                _read(remote, file, ref.offset, ref.offset + ref.nbytes),
+            ),
+            wanted,
+        )
 
 
 def _announced(remote: RemoteRepo, file: RemoteFile) -> str:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import get_args
+from typing import Any, get_args
 
 from packager.errors import BundleError, InputError
 from packager.gguf.mixture import parse_quant
 from packager.gguf.value import GgufKey
 from packager.manifest import Target
-from packager.plan.option import DEFAULT_QUANTS, LoraType, ReleaseOptions
+from packager.plan.option import (
+    DEFAULT_QUANTS,
+    HubQuant,
+    LoraType,
+    MergeBase,
+    ReleaseOptions,
+)
+from packager.quantisation.training import LoadedIn
 from packager.record import build_record
 
 _MAX_BYTES = 1 << 60
@@ -19,7 +26,13 @@ _MAX_BYTES = 1 << 60
 
 def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, str]:
     """Returns what a plan of these targets depends on, as a manifest keeps it."""
-    choices = {"dtype": options.dtype or ""}
+    choices = {
+        "dtype": options.dtype or "",
+        "merge_base": options.merge_base or "",
+        "loaded_in": options.loaded_in or "",
+    }
+    if "merged" in targets:
+        choices["hub_quant"] = options.hub_quant or ""
     if "ollama" in targets:
         keys = options.imatrix_keys
         choices |= {
@@ -66,6 +79,9 @@ def recall_choices(
             accept_license="accept_license" in choices,
             max_model_len=_count(choices.get("max_model_len")),
             gpu_memory_bytes=_count(choices.get("gpu_memory_bytes")),
+            merge_base=_one_of(MergeBase, "merge_base", choices),
+            loaded_in=_one_of(LoadedIn, "loaded_in", choices),
+            hub_quant=_one_of(HubQuant, "hub_quant", choices),
         )
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BundleError(
@@ -89,6 +105,13 @@ def _keys(text: str | None) -> tuple[GgufKey, ...] | None:
     if text is None:
         return None
     return tuple(build_record(GgufKey, item) for item in json.loads(text))
+
+
+def _one_of(kinds: Any, name: str, choices: Mapping[str, str]) -> Any:
+    text = choices.get(name)
+    if text is None or text in get_args(kinds):
+        return text
+    raise ValueError(f"{name} {text[:40]!r}")
 
 
 def _adapter_type(text: str) -> LoraType:

@@ -10,6 +10,7 @@ from packager.errors import InputError
 from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey
 from packager.manifest import Target
+from packager.quantisation.training import LoadedIn
 
 DEFAULT_QUANTS: tuple[Quant, ...] = ("Q4_K_M",)
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -19,6 +20,10 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 LoraType = Literal["F32", "F16", "BF16"]
+MergeBase = Literal["16bit", "dequantized"]
+"""What an adapter is merged onto that was trained on a quantised load of a 16-bit base: the base
+as it is stored, or the values that training saw."""
+HubQuant = Literal["nf4"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class ReleaseOptions:
         gpu_memory_bytes: Of one GPU of the server, or None.
         llama_cpp: Folder of a llama.cpp whose converter helps where we have none, or empty.
         system: A system message that Ollama gives to conversations without one.
+        merge_base: `--merge-base`, or None for what is measured as closer to training.
+        loaded_in: How the base was quantised in training, where the adapter does not say.
+        hub_quant: How the merged model is quantised for the Hub, or None for not at all.
     """
 
     targets: tuple[Target, ...] | None = None
@@ -56,6 +64,9 @@ class ReleaseOptions:
     gpu_memory_bytes: int | None = None
     llama_cpp: str = ""
     system: str = ""
+    merge_base: MergeBase | None = None
+    loaded_in: LoadedIn | None = None
+    hub_quant: HubQuant | None = None
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:

@@ -27,6 +27,7 @@ from packager.plan.rule import plan_tensors, unties_head
 from packager.plan.serving import plan_serving, plan_vllm
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan
+from packager.quantisation.scheme import CONFIG_KEY, check_scheme
 from packager.tensorfile import tensor_bytes
 
 EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter", "vllm")
@@ -162,19 +163,20 @@ def _check_names(adapters: tuple[AdapterSource, ...]) -> list[LorapackError]:
 
 
 def _check_base(index: BaseIndex) -> list[LorapackError]:
-    quantised = index.config.get("quantization_config")
-    if not quantised:
-        return []
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    return [
-        BaseError(
-            "the base is quantised, and this version of lorapack does not merge into it",
-            where=str(index.directory / "config.json"),
-            expected="no quantization_config",
-            found=str(method)[:60],
-            hint="give the 16-bit original of this base with --base",
-        )
-    ]
+    problem = check_scheme(index.config, index.directory)
+    if problem is not None:
+        return [problem]
+    if index.config.get(CONFIG_KEY) and not index.quantised_count:
+        return [
+            BaseError(
+                "the base says that it is quantised, but none of its weights is",
+                where=str(index.directory / "config.json"),
+                expected="weights with their scales, or no quantization_config",
+                found=f"{len(index.tensors)} plain tensors",
+                hint="download the base again, or give its 16-bit original with --base",
+            )
+        ]
+    return []
 
 
 def _check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackError]:

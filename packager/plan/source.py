@@ -12,6 +12,8 @@ from packager.errors import LorapackError
 from packager.gguf.general import GeneralFacts
 from packager.gguf.value import GgufKey
 from packager.manifest import Evidence
+from packager.plan.option import MergeBase
+from packager.quantisation.training import TrainingQuantisation
 from packager.serving.value import Chat, Origin
 
 
@@ -45,6 +47,7 @@ class AdapterSource:
         chat: How it is talked to, where a server is wanted.
         digest: `sha256:<hex>` over its files, likewise.
         gguf: What a GGUF of it holds, where one is wanted.
+        training: How the base was quantised while it was trained, or None where nothing says so.
     """
 
     name: str
@@ -55,6 +58,7 @@ class AdapterSource:
     chat: Chat | None = None
     digest: str = ""
     gguf: GgufSource | None = None
+    training: TrainingQuantisation | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -70,12 +74,14 @@ class BaseSource:
         title: What to call it.
         evidence: How it is known.
         license: Of the release.
-        index: Its tensors.
+        index: Its tensors, as adapters are merged onto them.
         files: Configuration and tokenizer files: name → bytes.
         documents: Licence files that travel along: name → bytes.
         origin: Where it can be had, where a server is wanted.
         chat: As of an adapter.
         token_count: As of an adapter.
+        merge_base: Which form of the base `index` is, or None where there is only one.
+        training: How bitsandbytes makes the form `dequantized` of a 16-bit base; else None.
     """
 
     title: str
@@ -87,3 +93,5 @@ class BaseSource:
     token_count: int | None
     origin: Origin | None = None
     chat: Chat | None = None
+    merge_base: MergeBase | None = None
+    training: TrainingQuantisation | None = None

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -122,7 +123,9 @@ class _FourBitValues(Values):
         halves = torch.stack((packed >> 4, packed & 15), dim=1).view(-1)
         wanted = halves[start % 2 : start % 2 + end - start].int()
         values = self._codes[wanted]
-        return _times_scales(values, start, self._scales, self._encoding.block).view(count, -1)
+        return _times_scales(values, start, self._scales, self._encoding.block).view(
+            -1, self._width
+        )
 
 
 def _times_scales(values: Tensor, start: int, scales: Tensor, block: int) -> Tensor:
@@ -148,6 +151,7 @@ class _EightBitValues(Values):
 class _ScaledValues(Values):
     def __init__(self, encoding: ScaledFloat) -> None:
         self._encoding = encoding
+        self._packed = replace(encoding.packed, shape=row_count(encoding.packed.shape))
         self._rows, self._width = encoding.packed.shape[-2:]
         height, width = encoding.block
         grid = -(-self._rows // height), -(-self._width // width)
@@ -162,7 +166,7 @@ class _ScaledValues(Values):
         matrix = number.div(self._rows, rounding_mode="floor")
         band = number.remainder(self._rows).div(height, rounding_mode="floor")
         scales = self._scales[matrix, band].repeat_interleave(width, dim=1)[:, : self._width]
-        return _rows(self._encoding.packed, first, count).float().mul_(scales)
+        return _rows(self._packed, first, count).float().mul_(scales)
 
 
 class _MicroscaledValues(Values):
@@ -210,7 +214,7 @@ class _FourBitLoadValues(Values):
         number = self._blocks_of(first, values.shape)
         scaled = scale_down(values.flatten(), self._scales[number])
         halves = choose_halves(scaled, self._encoding.kind)
-        return (half_codes(self._encoding.kind)[halves] * self._restored[number]).view(count, -1)
+        return (half_codes(self._encoding.kind)[halves] * self._restored[number]).view(values.shape)
 
     def _blocks_of(self, first: int, shape: torch.Size) -> Tensor:
         """Returns the number of the block of each value of some rows, flat."""

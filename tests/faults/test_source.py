@@ -290,9 +290,9 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "quantised base": (
         lambda world: _edit(
-            world.base / "config.json", quantization_config={"quant_method": "bitsandbytes"}
+            world.base / "config.json", quantization_config={"quant_method": "awq"}
         ),
-        ("the base is quantised", "config.json", "bitsandbytes", "16-bit original"),
+        ("the base is quantised", "config.json", "awq", "16-bit original"),
     ),
     "quantised tensor": (_quantised_tensor, ("q_proj", "float32, bfloat16", "I8", "16-bit")),
     # Its configuration.

@@ -412,13 +412,23 @@ def test_other_tuners_and_fused_experts_are_kept_as_adapters(base: Path, tmp_pat
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [{"quant_method": "bitsandbytes"}, {"load_in_4bit": True}])
-def test_a_quantised_base_is_refused(tmp_path: Path, adapter: Path, config: Any) -> None:
+@pytest.mark.parametrize("config", [{"quant_method": "awq"}, {"bits": 4}])
+def test_a_base_quantised_otherwise_is_refused(tmp_path: Path, adapter: Path, config: Any) -> None:
     base = write_base(tmp_path / "quantised", quantization_config=config)
     (problem,) = problems(base, a=adapter)
     assert isinstance(problem, BaseError)
     assert "quantised" in problem.what
     assert "16-bit original" in problem.hint
+
+
+@pytest.mark.parametrize("config", [{"quant_method": "bitsandbytes"}, {"load_in_4bit": True}])
+def test_a_base_that_is_only_called_quantised_is_refused(
+    tmp_path: Path, adapter: Path, config: Any
+) -> None:
+    base = write_base(tmp_path / "quantised", quantization_config=config)
+    (problem,) = problems(base, a=adapter)
+    assert isinstance(problem, BaseError)
+    assert "none of its weights is" in problem.what
 
 
 def test_a_weight_of_no_mergeable_type_is_refused(tmp_path: Path, adapter: Path) -> None:

@@ -288,7 +288,7 @@ def test_refuses_adapters_that_load_code(
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised checkpoint"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoint"),
         ({"num_hidden_layers": 10**9}, "more layers than there are tensors"),
         ({"num_hidden_layers": "many"}, "cannot be loaded"),
         ({"hidden_size": -1}, "cannot be loaded"),

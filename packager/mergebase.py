@@ -1,0 +1,103 @@
+"""What adapters are merged onto: the base as it is stored, or as training saw it quantised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from packager.errors import BaseError, InputError
+from packager.gather import Gathered
+from packager.plan.option import MergeBase, ReleaseOptions
+from packager.plan.source import BaseSource
+from packager.quantisation.training import TrainingQuantisation, dequantised_tensors
+from packager.trainingfact import read_training
+
+DEFAULT: MergeBase = "dequantized"
+"""Where it cannot be measured: these are the weights that the adapter was trained to correct."""
+
+
+def settle_merge_base(gathered: Gathered, options: ReleaseOptions) -> Gathered:
+    """Returns the sources with the base that is merged onto, and what is known of training.
+
+    Args:
+        gathered: The sources, with the base as it is stored.
+        options: What a user chose; without a choice it is `dequantized` for adapters that were
+            trained on one and the same quantised load.
+
+    Raises:
+        BaseError: The base is stored quantised, and its 16-bit form is wanted.
+        BaseMismatchError: A user says otherwise than an adapter's lock.
+        InputError: The dequantised form is wanted, and nothing tells it, or several do; or what
+            an adapter tells cannot be read.
+    """
+    base, wanted = gathered.base, options.merge_base
+    if base.index.quantised_count:
+        if wanted == "16bit":
+            raise BaseError(
+                "the base is stored quantised: its 16-bit form is not here",
+                where=str(base.index.directory),
+                expected="a 16-bit checkpoint for --merge-base 16bit",
+                found=", ".join(base.index.dtypes[:3]),
+                hint="give the 16-bit original with --base, or leave --merge-base out",
+            )
+        return replace(gathered, base=replace(base, merge_base="dequantized"))
+    gathered = replace(
+        gathered,
+        adapters=tuple(
+            replace(source, training=read_training(source.spec.directory, options.loaded_in))
+            for source in gathered.adapters
+        ),
+    )
+    trainings = {source.training for source in gathered.adapters}
+    known = trainings - {None}
+    if wanted == "16bit" or (wanted is None and (not known or len(trainings) > 1)):
+        return replace(gathered, base=replace(base, merge_base="16bit" if known else None))
+    training = _agreed(gathered, trainings)
+    return replace(gathered, base=_dequantised(base, training))
+
+
+def as_stored(gathered: Gathered) -> Gathered:
+    """Returns the sources merged onto the base in 16 bits instead of its dequantised form."""
+    tensors = {
+        name: getattr(getattr(ref, "encoding", None), "plain", ref)
+        for name, ref in gathered.base.index.tensors.items()
+    }
+    index = replace(gathered.base.index, tensors=tensors)
+    base = replace(gathered.base, index=index, merge_base="16bit", training=None)
+    return replace(gathered, base=base)
+
+
+def _dequantised(base: BaseSource, training: TrainingQuantisation) -> BaseSource:
+    index = base.index
+    tensors = dequantised_tensors(index.tensors, index.config, training)
+    return replace(
+        base,
+        index=replace(index, tensors=tensors),
+        merge_base="dequantized",
+        training=training,
+    )
+
+
+def _agreed(
+    gathered: Gathered, trainings: set[TrainingQuantisation | None]
+) -> TrainingQuantisation:
+    where = ", ".join(str(source.spec.directory) for source in gathered.adapters)[:200]
+    if trainings == {None}:
+        raise InputError(
+            "nothing says how the base was quantised while the adapter was trained",
+            where=where,
+            expected="a lock written in training, or a card that PEFT wrote",
+            hint="say it: --loaded-in nf4, nf4-double, fp4, fp4-double or int8; or merge onto the "
+            "base as it is stored: --merge-base 16bit",
+        )
+    (training, *others) = trainings
+    if training is None or others:
+        raise InputError(
+            "the adapters were trained on differently quantised bases",
+            where=where,
+            expected="one",
+            found="; ".join(
+                sorted("16 bits" if item is None else item.loaded_in for item in trainings)
+            ),
+            hint="release them one by one, or with --merge-base 16bit",
+        )
+    return training
