@@ -29,6 +29,8 @@ from packager.plan import (
     Update,
 )
 from packager.plan.document import plan_document
+from packager.serving.document import adapter_path, launch_flags
+from packager.serving.value import ServedLora, ServingPlan
 
 
 @click.command("plan")
@@ -61,7 +63,20 @@ def render_plan_text(plan: ReleasePlan) -> str:
     lines += [f"note     {note}" for note in plan.notes]
     for target in plan.targets:
         lines += ["", *_target_lines(target)]
+    if plan.serving is not None:
+        lines += ["", *_server_lines(plan.serving)]
     return "\n".join(lines)
+
+
+def _server_lines(server: ServingPlan) -> list[str]:
+    """What all adapters of a server share; its texts are named in the folder's README."""
+    base = server.base
+    lines = [f"vllm/serve.yaml  for vLLM {server.vllm_version}"]
+    lines += [f"    {name}: {value}" for name, value in launch_flags(server).items()]
+    if base.baked:
+        lines.append(f"  base/  {size_text(base.nbytes)}")
+    lines.append("  README.md, gate/, containers, Kubernetes, Ray and monitoring  (written)")
+    return lines
 
 
 def _target_lines(target: TargetPlan) -> list[str]:
@@ -80,6 +95,8 @@ def _target_lines(target: TargetPlan) -> list[str]:
         lines += _gguf_lines(target.gguf)
     if target.gguf_lora is not None:
         lines += _lora_lines(target.gguf_lora)
+    if target.served is not None:
+        lines += _served_lines(target.name, target.served)
     for file in target.files:
         size = "" if file.size is None else f"  {size_text(file.size)}"
         lines.append(f"  {file.path}  ({file.origin}){size}")
@@ -119,6 +136,15 @@ def _lora_lines(plan: GgufLoraPlan) -> list[str]:
         scale = "" if factor.scale == 1 else f" times {factor.scale:g}"
         order = ", permute" if factor.heads else ""
         lines.append(f"    {plan.type:<5} {factor.name} {_shape(factor.shape)}{scale}{order}")
+    return lines
+
+
+def _served_lines(name: str, lora: ServedLora) -> list[str]:
+    path = f"{adapter_path(name)}/adapter_model.safetensors"
+    lines = [f"  {path}  {size_text(lora.size)}, {len(lora.factors)} tensors"]
+    for factor in lora.factors:
+        scale = "" if factor.scale == 1 else f" times {factor.scale:g}"
+        lines.append(f"    {factor.dtype:<5} {factor.name} {_shape(factor.shape)}{scale}")
     return lines
 
 

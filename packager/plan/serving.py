@@ -43,6 +43,7 @@ from packager.tensorfile import render_header, tensor_bytes
 FOLDER = "vllm"
 METADATA = {"format": "pt"}
 _DTYPES: dict[str, ServedType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TASKS = (None, "CAUSAL_LM")
 _MERGED = "serve the merged model: --target merged"
 _LORA_SHARE = 8
 """Adapters that are mixed in one step take at most this part of the memory of a GPU."""
@@ -60,7 +61,11 @@ def plan_vllm(
     Returns:
         The target, or None and every reason why vLLM cannot serve this adapter.
     """
-    problems = [*_refused_features(source), *_check_tokenizer(source, base)]
+    problems = [
+        *_refused_features(source),
+        *_check_task(source),
+        *_check_tokenizer(source, base),
+    ]
     rank = max(source.spec.ranks, default=0)
     if find_lora_rank(rank) is None:
         problems.append(_rank_too_large(source, rank))
@@ -88,6 +93,9 @@ def plan_serving(
     Returns:
         The server, or None and every reason why there cannot be one.
     """
+    # Here, since it brings the templates' engine, which inspecting and helping do without.
+    from packager.container.deployment import plan_deployment
+
     problems = _check_base(sources, base, options)
     if problems or base.origin is None or base.chat is None:
         return None, problems
@@ -115,6 +123,10 @@ def plan_serving(
         max_cpu_loras=len(sources),
         gpu_memory_bytes=options.gpu_memory_bytes,
     )
+    try:
+        plan_deployment(plan)
+    except InputError as problem:
+        return None, [problem]
     return plan, []
 
 
@@ -128,6 +140,21 @@ def _refused_features(source: AdapterSource) -> list[LorapackError]:
         )
         for feature in source.spec.features
         if feature.support["vllm"].status == "merge-only"
+    ]
+
+
+def _check_task(source: AdapterSource) -> list[LorapackError]:
+    task = source.spec.config.task_type
+    if task in _TASKS:
+        return []
+    return [
+        UnsupportedFeatureError(
+            "the server that is written here continues texts and conversations",
+            where=str(source.spec.directory),
+            expected="task_type CAUSAL_LM",
+            found=str(task)[:60],
+            hint="release the merged model instead: --target merged",
+        )
     ]
 
 
