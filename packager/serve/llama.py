@@ -33,7 +33,7 @@ def prepare_llama(
         port: Likewise.
     """
     models = tuple(GateModel(source.name, "adapter", None, (), True) for source in sources)
-    gate = GateConfig(GATE_SCHEMA_VERSION, "", "", None, models)
+    gate = GateConfig(GATE_SCHEMA_VERSION, "llama.cpp", "", None, models)
     (home / GATE_NAME).write_text(render_gate(gate), encoding="utf-8")
     request = {
         "host": host,

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ if __name__ == "__main__":
     code = 1
     try:
         code = main()
+    except BaseException:
+        # Nothing is raised past the end below.
+        traceback.print_exc()
+        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

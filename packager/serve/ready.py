@@ -15,6 +15,7 @@ _PAUSE_SECONDS = 0.2
 _ASK_SECONDS = 10.0
 _TELL_SECONDS = 15.0
 _MAX_BYTES = 4 << 20
+_SHOWN_LETTERS = 300
 
 
 def wait_ready(child: Child, host: str, port: int, progress: Progress) -> dict[str, Any]:
@@ -49,17 +50,20 @@ def wait_ready(child: Child, host: str, port: int, progress: Progress) -> dict[s
             told = time.monotonic()
             progress.say(f"still starting after {told - begun:.0f} s{_last(child)}")
         time.sleep(_PAUSE_SECONDS)
+    for line in child.last_lines():
+        progress.say(f"  {line[:_SHOWN_LETTERS]}")
     raise stopped_early(child)
 
 
 def stopped_early(child: Child) -> ProcessError:
     """Returns what a server that ended by itself means to a user."""
+    last = child.last_lines()[-1:]
+    said = f"; the last line that it printed: {last[0][:_SHOWN_LETTERS]}" if last else ""
     return ProcessError(
         "the server ended by itself",
-        where=str(child.log),
-        expected="a server that runs until it is stopped",
-        found=f"exit code {child.wait()}; it printed last:\n" + "\n".join(child.last_lines()),
-        hint="keep all of what it prints with --log FILE",
+        expected="one that runs until it is stopped",
+        found=f"exit code {child.wait()}{said}",
+        hint="keep all of what it prints with --log FILE, and look for its first error",
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import read_manifest
+from packager.errors import InputError
 from packager.manifest import Manifest
 from packager.progress import Progress
 from packager.resource import resource_folder
@@ -95,7 +96,7 @@ def serve_bundle(request: ServeRequest, progress: Progress) -> Iterator[Server]:
         for_vllm=has_target(manifest, "vllm"),
         for_llama=has_target(manifest, "ollama"),
     )
-    port = request.port or _free_port(request.host)
+    port = _claim_port(request.host, request.port)
     with make_workplace(request) as workplace:
         launch = _prepare(engine, vllm, request, manifest, workplace, port, progress)
         with start_child(
@@ -132,7 +133,8 @@ def _prepare(
         progress.say(f"starting llama.cpp with {', '.join(model.name for model in ggufs)}")
         command, gate = prepare_llama(ggufs, workplace.home, request.host, port)
         # What these files answer was proven when they were made; llama.cpp is asked nothing again.
-        return _Launch(command, gate, {"LORAPACK_ALLOW_UNPROVEN": "1"})
+        unproven = {"LORAPACK_ALLOW_UNPROVEN": "1", "PYTHONPATH": _own_path()}
+        return _Launch(command, gate, unproven)
     assert vllm is not None
     source = read_vllm_source(request.bundle, manifest, request.base)
     link_files(workplace.home, source.folder, source.base)
@@ -162,11 +164,10 @@ def _environment(
     limits = ("LORAPACK_MAX_BODY_BYTES", "LORAPACK_MAX_CONCURRENCY", "LORAPACK_METRICS_KEY_FILE")
     ours |= {name: os.environ[name] for name in limits if name in os.environ}
     key = workplace.key_file
-    paths = [str(resource_folder(GATE_FOLDER)), str(Path(__file__).resolve().parents[2])]
     return {
         "VLLM_NO_USAGE_STATS": "1",
         **ours,
-        "PYTHONPATH": os.pathsep.join(paths[: 2 if "LORAPACK_ALLOW_UNPROVEN" in further else 1]),
+        "PYTHONPATH": str(resource_folder(GATE_FOLDER)),
         "LORAPACK_HOME": str(workplace.home),
         **({} if key is None else {"LORAPACK_API_KEY_FILE": str(key)}),
         **({"LORAPACK_INSECURE_NO_AUTH": "1"} if request.without_key else {}),
@@ -174,8 +175,31 @@ def _environment(
     }
 
 
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _own_path() -> str:
+    """Returns PYTHONPATH for an engine that runs in this very environment."""
+    own = (str(resource_folder(GATE_FOLDER)), str(Path(__file__).resolve().parents[2]))
+    return os.pathsep.join(filter(None, (*own, os.environ.get("PYTHONPATH"))))
+
+
+def _claim_port(host: str, port: int) -> int:
+    """Returns a port that can be listened on: the given one, or for 0 any.
+
+    Raises:
+        InputError: Somebody listens there already, or the address is not this machine's.
+    """
+    try:
+        # A name, such as localhost, may stand for several addresses; the first one counts.
+        family, kind, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as problem:
+        raise InputError(
+            "there is no listening there",
+            where=f"{host} port {port}",
+            found=problem.strerror or "an error of the system",
+            hint="give another --port, or --port 0 for any that is free",
+        ) from problem

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     for note in check_version(setting, installed):
         sys.stderr.write(f"lorapack: {note}\n")
     close_variables(os.environ)
+    if installed is not None and installed.on_cpu and "--enforce-eager" in arguments:
+        skip_compilers(os.environ)
     follow_parent(os.environ)
     sys.stderr.flush()
     return os.execv(sys.executable, command)  # noqa: S606
@@ -148,6 +150,18 @@ def close_variables(environment: MutableMapping[str, str]) -> None:
     for name in _CLOSED_VARIABLES:
         environment.pop(name, None)
     environment["PYTHONSAFEPATH"] = "1"
+
+
+def skip_compilers(environment: MutableMapping[str, str]) -> None:
+    """Keeps torch from compiling single functions where nothing is to be compiled.
+
+    Sampling and log-probabilities would wait for a C++ compiler at the first request, several
+    seconds, or fail where there is none.
+
+    Source: vLLM 0.32.0, v1/sample/ops/logprobs.py and topk_topp_sampler.py, `@torch.compile`;
+    torch 2.13, _dynamo/config.py, TORCH_COMPILE_DISABLE.
+    """
+    environment.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def follow_parent(environment: MutableMapping[str, str]) -> None:
