@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from packager.adapter import AdapterSpec, read_adapter
 from packager.base import BaseIndex, BaseRef, read_base
@@ -27,6 +28,7 @@ from packager.plan import AdapterSource, BaseSource
 from packager.plan.release import allowed_targets
 from packager.progress import Progress
 from packager.serving.value import Origin
+from packager.task import label_names, problem_type
 from packager.untrusted import read_json_object, resolve_inside
 from packager.vocabulary import read_vocabulary
 
@@ -206,18 +208,27 @@ def gather_adapter(spec: AdapterSpec, name: str | None) -> AdapterSource:
     """
     names = [name for name in list_model_files(spec.directory) if is_tokenizer_file(name)]
     files = {name: _size_inside(spec.directory, name) for name in names}
+    own = _own_config(spec.directory)
     return AdapterSource(
         name or default_name(spec.directory),
         spec,
         files,
         count_tokens(spec.directory),
         _has_chat_template(spec.directory, files),
+        labels=label_names(own),
+        problem_type=problem_type(own),
     )
 
 
 def default_name(directory: Path) -> str:
     """Returns the name that a folder's adapter gets when none is given."""
     return _UNFIT_FOR_NAMES.sub("-", directory.resolve().name).strip("-._") or "adapter"
+
+
+def _own_config(directory: Path) -> Mapping[str, Any]:
+    """A model's configuration beside an adapter's weights: a trainer may have saved it."""
+    path = resolve_inside(directory, "config.json", where=str(directory))
+    return read_json_object(path) if path.is_file() else {}
 
 
 def count_tokens(directory: Path) -> int | None:

@@ -8,6 +8,8 @@ from typing import Any
 from packager.base import BaseIndex
 from packager.dtype import MERGEABLE, TORCH_NAMES
 from packager.plan import TargetPlan
+from packager.plan.config import adapt_config
+from packager.plan.value import TaskPlan
 from packager.quantisation.scheme import CONFIG_KEY
 
 
@@ -22,11 +24,29 @@ def render_model_config(base: BaseIndex, plan: TargetPlan) -> str:
     dtype = _main_dtype(plan)
     if dtype is not None:
         _set_dtype(config, TORCH_NAMES[dtype])
-    if plan.unties_head:
-        config["tie_word_embeddings"] = False
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    if plan.task is not None:
+        _set_task(config, plan.task)
+    config = adapt_config(
+        config,
+        unties_head=plan.unties_head,
+        vocab_rows=plan.vocab_rows,
+        layers=plan.layers,
+    )
     return json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+
+
+def _set_task(config: dict[str, Any], task: TaskPlan) -> None:
+    """Names the class of the model and the classes that it tells apart.
+
+    Source: transformers 5.x, configuration_utils.py: `num_labels` is not stored, `id2label` is.
+    """
+    config["architectures"] = [task.architecture]
+    if task.labels:
+        config["id2label"] = {str(number): name for number, name in enumerate(task.labels)}
+        config["label2id"] = {name: number for number, name in enumerate(task.labels)}
+        config.pop("num_labels", None)
+    if task.problem_type is not None:
+        config["problem_type"] = task.problem_type
 
 
 def _main_dtype(plan: TargetPlan) -> str | None:

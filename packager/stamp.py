@@ -30,10 +30,10 @@ def stamp_lock(adapter: Path, base: str, progress: Progress) -> BaseLock:
     progress.stage("identify the base")
     ref = resolve_base(base, say=progress.say, on_bytes=progress.advance)
     source, index = gather_adapter(spec, None), read_base(ref.directory)
-    _, problems = plan_tensors(source, index, None)
+    planned, problems = plan_tensors(source, index, None)
     if problems:
         raise RejectedPlanError(tuple(problems))
-    if any(module.base_copy is not None for module in spec.modules.values()):
+    if any(tensor.copies for tensor in planned.values()):
         from packager.basecopy import check_base_copies  # torch is only loaded where it is needed
 
         check_base_copies(source, index)

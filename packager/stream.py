@@ -197,7 +197,7 @@ def _tasks(
         updates: tuple[RowUpdate, ...] = ()
         if tensor.deltas:
             dtype = arithmetic_dtype(torch_dtype(tensor.dtype))
-            updates = read_updates(tensor, ref, adapters, dtype, files)
+            updates = read_updates(tensor, ref, adapters, dtype, files, base=base)
         if tensor.deltas or isinstance(ref, QuantisedRef):
             matrix = as_matrix(ref)
         else:

@@ -125,7 +125,7 @@ def plan_blocks(
         for source in tensor.sources:
             merged = planned[source]
             stored = find_source(merged, base, adapters)
-            updates = read_updates(merged, stored, adapters, torch.float32)
+            updates = read_updates(merged, stored, adapters, torch.float32, base=base)
             rows, width = (1, *tensor.shape)[-2:]
             if tensor.transform == "transpose":
                 rows, width = width, rows

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,14 +17,26 @@ from torch import Tensor
 from packager.errors import AdapterError
 from packager.merge import (
     Factors,
+    ModuleRows,
     PartFactors,
+    Replacement,
     RowMagnitude,
     RowUpdate,
     Scaling,
     StackFactors,
+    VectorAddition,
     cut_pair,
 )
-from packager.plan import Delta, Magnitude, PartDelta, PlannedTensor
+from packager.plan import (
+    Addition,
+    Companion,
+    Delta,
+    Magnitude,
+    ModuleUpdate,
+    PartDelta,
+    PlannedTensor,
+    RowReplacement,
+)
 from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
 from packager.tensorfile import TensorRef, tensor_bytes
 
@@ -55,6 +68,8 @@ def read_updates(
     adapters: AdapterTensors,
     dtype: torch.dtype,
     files: OpenFiles | None = None,
+    *,
+    base: Mapping[str, TensorRef],
 ) -> tuple[RowUpdate, ...]:
     """Reads what a tensor's updates need into memory.
 
@@ -64,9 +79,11 @@ def read_updates(
         adapters: Adapter tensors.
         dtype: Of the arithmetic.
         files: Files that are open already.
+        base: Base tensors by name, of which a module may need several.
 
     Raises:
-        AdapterError: A tensor of the adapter holds NaN or infinity.
+        AdapterError: A tensor of the adapter holds NaN or infinity, or PEFT does not merge a
+            module.
         InputError: A file cannot be read.
     """
     made: list[RowUpdate] = []
@@ -78,10 +95,18 @@ def read_updates(
                 made.append(_read_factors(update, refs, dtype, opened))
             elif isinstance(update, PartDelta):
                 made.append(_read_part(update, refs, dtype, files))
+            elif isinstance(update, RowReplacement):
+                made.append(_read_rows(update, refs[update.rows], dtype, opened))
+            elif isinstance(update, Addition):
+                values = _read_finite(refs[update.values], opened)
+                made.append(VectorAddition(values.to(dtype), update.scale))
+            elif isinstance(update, ModuleUpdate):
+                reader = _ModuleReader(tensor, number, ref, base, adapters)
+                made.append(reader.read(dtype))
             elif update.axis == "row":
                 made.append(RowMagnitude(_read_vector(update, refs, opened)))
             else:
-                made.append(_read_scaling(tensor, number, ref, adapters, opened))
+                made.append(_read_scaling(tensor, number, ref, base, adapters, opened))
     return tuple(made)
 
 
@@ -89,10 +114,27 @@ def _read_factors(
     delta: Delta, refs: Mapping[str, TensorRef], dtype: torch.dtype, files: OpenFiles
 ) -> Factors:
     """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
-    lora_a = _read_finite(refs[delta.lora_a], files).to(dtype)
-    lora_b = _read_finite(refs[delta.lora_b], files).to(dtype)
+    blocks_a, blocks_b = delta.blocks
+    lora_a = _spread(_read_finite(refs[delta.lora_a], files).to(dtype), blocks_a)
+    lora_b = _spread(_read_finite(refs[delta.lora_b], files).to(dtype), blocks_b)
     factors = Factors(lora_a, lora_b, delta.scale)
     return factors.transposed() if delta.transposed else factors
+
+
+def _spread(factor: Tensor, blocks: int) -> Tensor:
+    """Puts blocks that are stored below each other on a diagonal.
+
+    Source: PEFT 0.21, tuners/lora/variants.py, BlockDiagonalLinear.weight_as_blockdiagonal_matrix.
+    """
+    return factor if blocks == 1 else torch.block_diag(*factor.chunk(blocks))
+
+
+def _read_rows(
+    update: RowReplacement, ref: TensorRef, dtype: torch.dtype, files: OpenFiles
+) -> Replacement:
+    order = sorted(range(len(update.indices)), key=update.indices.__getitem__)
+    values = _read_finite(ref, files).to(dtype)[torch.tensor(order, dtype=torch.long)]
+    return Replacement(values, tuple(update.indices[place] for place in order))
 
 
 def _read_part(
@@ -162,17 +204,100 @@ def _read_vector(update: Magnitude, refs: Mapping[str, TensorRef], files: OpenFi
 
 
 def _read_scaling(
-    tensor: PlannedTensor, number: int, ref: TensorRef, adapters: AdapterTensors, files: OpenFiles
+    tensor: PlannedTensor,
+    number: int,
+    ref: TensorRef,
+    base: Mapping[str, TensorRef],
+    adapters: AdapterTensors,
+    files: OpenFiles,
 ) -> Scaling:
     """Reads the magnitudes of columns and divides by the norms, which takes a pass in float64."""
     update = tensor.deltas[number]
     assert isinstance(update, Magnitude)
-    before = PlannedTensor(
-        tensor.name, tensor.dtype, tensor.shape, tensor.rule, tensor.source,
-        tensor.deltas[:number], tensor.source_adapter,
-    )  # fmt: skip
-    norms = _column_norms(ref, read_updates(before, ref, adapters, torch.float64, files), files)
+    updates = read_updates(_before(tensor, number), ref, adapters, torch.float64, files, base=base)
+    norms = _column_norms(ref, updates, files)
     return Scaling(_read_vector(update, adapters[update.adapter], files) / norms)
+
+
+def _before(tensor: PlannedTensor, number: int) -> PlannedTensor:
+    """Returns the tensor as it is before one of its updates."""
+    return replace(tensor, deltas=tensor.deltas[:number])
+
+
+@dataclass(frozen=True)
+class _ModuleReader:
+    """Makes a parameter of a module that PEFT merges as a whole.
+
+    Attributes:
+        tensor: What the parameter is planned to be.
+        number: Of the update.
+        ref: What the tensor's rows start from.
+        base: Base tensors by name.
+        adapters: Adapter tensors.
+    """
+
+    tensor: PlannedTensor
+    number: int
+    ref: TensorRef
+    base: Mapping[str, TensorRef]
+    adapters: AdapterTensors
+
+    def read(self, dtype: torch.dtype) -> ModuleRows:
+        """Merges the module.
+
+        Raises:
+            AdapterError: PEFT does not merge it, or a tensor of the adapter holds NaN or infinity.
+            InputError: A file cannot be read.
+        """
+        return ModuleRows(self._make(dtype), lambda: self._make(torch.float32))
+
+    def _make(self, dtype: torch.dtype) -> Tensor:
+        from packager.tuner import ModuleJob, merge_module
+
+        update = self.tensor.deltas[self.number]
+        assert isinstance(update, ModuleUpdate)
+        refs = self.adapters[update.adapter]
+        with ExitStack() as stack:
+            files = OpenFiles(stack)
+            parameters = {update.parameter: self._own(dtype, files)}
+            for companion in update.companions:
+                parameters[companion.parameter] = self._companion(companion, dtype, files)
+            tensors = {name: _read_finite(refs[name], files) for name in update.reads}
+        job = ModuleJob(
+            base=_folder(self.base[self.tensor.source]),
+            adapter=refs[update.reads[0]].file.parent,
+            module=update.module,
+            parameters=parameters,
+            tensors=tensors,
+        )
+        made = merge_module(job, dtype)[update.parameter]
+        return made.reshape(as_matrix(self.ref).shape)
+
+    def _own(self, dtype: torch.dtype, files: OpenFiles) -> Tensor:
+        return self._whole(self.ref, _before(self.tensor, self.number), dtype, files)
+
+    def _companion(self, companion: Companion, dtype: torch.dtype, files: OpenFiles) -> Tensor:
+        ref = self.base[companion.source]
+        tensor = replace(
+            self.tensor, name=companion.source, source=companion.source, shape=ref.shape,
+            deltas=companion.updates,
+        )  # fmt: skip
+        return self._whole(ref, tensor, dtype, files)
+
+    def _whole(
+        self, ref: TensorRef, tensor: PlannedTensor, dtype: torch.dtype, files: OpenFiles
+    ) -> Tensor:
+        values = read_whole(ref, files).to(dtype)
+        updates = read_updates(tensor, ref, self.adapters, dtype, files, base=self.base)
+        for update in updates:
+            update.apply(values.view(as_matrix(ref).shape), 0)
+        return values
+
+
+def _folder(ref: TensorRef) -> Path:
+    """Returns the folder of a base, which has its configuration, that a tensor lies in."""
+    places = (ref.file.parent, *ref.file.parents)
+    return next((place for place in places if (place / "config.json").exists()), places[0])
 
 
 def _column_norms(ref: TensorRef, updates: Sequence[RowUpdate], files: OpenFiles) -> Tensor:

@@ -16,6 +16,7 @@ from packager.gguf.tokenizer import read_tokenizer_keys
 from packager.gguf.value import GgufKey, key_value
 from packager.plan import AdapterSource, BaseSource, GgufSource
 from packager.plan.layout import tokenizer_files
+from packager.plan.rule import count_embedding_rows
 from packager.untrusted import read_json_object, resolve_inside
 
 _BOS = "tokenizer.ggml.add_bos_token"
@@ -51,7 +52,7 @@ def read_vocabulary(
         facts: Where the model comes from.
         another: Whether another converter may be used; the chat is then read whatever happens.
     """
-    rows = base.index.embedding.shape[0] if base.index.embedding is not None else 0
+    rows = count_embedding_rows(source, base.index) or 0
     unmapped: list[LorapackError] = []
     keys: tuple[GgufKey, ...] = ()
     try:

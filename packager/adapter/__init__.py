@@ -2,14 +2,18 @@
 
 from packager.adapter.config import AdapterConfig, parse_adapter_config
 from packager.adapter.feature import Feature, Support, find_features
-from packager.adapter.spec import AdapterSpec, LoraModule, read_adapter
+from packager.adapter.parameter import ParameterPair
+from packager.adapter.spec import read_adapter
+from packager.adapter.value import AdapterSpec, LoraModule, TokenRows
 
 __all__ = [
     "AdapterConfig",
     "AdapterSpec",
     "Feature",
     "LoraModule",
+    "ParameterPair",
     "Support",
+    "TokenRows",
     "find_features",
     "parse_adapter_config",
     "read_adapter",

@@ -58,6 +58,11 @@ class _Rule:
 
 
 _MERGES = Support("works", "merged in float32, rounded once")
+_REPLACED = Support("works", "the trained tensors take the place of the base's")
+_ROWS = Support("works", "the trained rows take the place of the base's")
+_TIED = Support("works", "embedding and head stay one tensor")
+_AS_LORA = Support("works", "after training it is plain LoRA, and merged as such")
+_BLOCKS = Support("works", "its blocks are put on their diagonals, and merged")
 _SWAPPED = Support("works", "merged the way round in which the base stores the weight")
 _OLLAMA_MERGES = Support("works", "merged into the GGUF, since Ollama takes no adapters")
 _GGUF_FOLDS = Support("normalised", "the scale is folded into B; llama-server --lora loads it")
@@ -72,6 +77,10 @@ _KEEPS_BOTH = Support(
 
 def _refused(why: str = "refused at load") -> Support:
     return Support("merge-only", f"{why} ({VLLM_CHECKED}); serve the merged model")
+
+
+def _impossible(why: str) -> Support:
+    return Support("not possible", why)
 
 
 def _flag(key: str) -> Detector:
@@ -120,15 +129,16 @@ _RULES: tuple[_Rule, ...] = (
     _Rule("exclude_modules", _filled("exclude_modules"), _MERGES, _SERVED),
     _Rule("regex target_modules", _regex_targets, _MERGES, _SERVED),
     _Rule("dora", _flag("use_dora"), _MERGES, _refused(), in_pairs=False),
-    _Rule("modules_to_save", _filled("modules_to_save"), _NOT_MERGED, _refused()),
+    _Rule("modules_to_save", _filled("modules_to_save"), _REPLACED, _refused(), in_pairs=False),
     _Rule(
         "trainable_token_indices",
         _filled("trainable_token_indices"),
-        _NOT_MERGED,
+        _ROWS,
         _refused("no adapter can bring token rows"),
+        in_pairs=False,
     ),
-    _Rule("bias", _bias, _NOT_MERGED, _refused()),
-    _Rule("lora_bias", _flag("lora_bias"), _NOT_MERGED, _refused()),
+    _Rule("bias", _bias, _REPLACED, _refused(), in_pairs=False),
+    _Rule("lora_bias", _flag("lora_bias"), _MERGES, _refused(), in_pairs=False),
     _Rule("fan_in_fan_out", _flag("fan_in_fan_out"), _SWAPPED, _SERVED),
     _Rule(
         "target_parameters",
@@ -144,15 +154,43 @@ _RULES: tuple[_Rule, ...] = (
         Support("not possible", "this initialisation changed the base; convert the adapter first"),
         _refused("the initialisation changed the base"),
     ),
-    _Rule("alora", _filled("alora_invocation_tokens"), _NOT_MERGED, _refused()),
-    _Rule("qalora", _flag("use_qalora"), _NOT_MERGED, _refused()),
-    _Rule("bdlora", _filled("use_bdlora"), _NOT_MERGED, _refused()),
-    _Rule("arrow", _filled("arrow_config"), _NOT_MERGED, _refused("routing between adapters")),
-    _Rule("kasa", _filled("kasa_config"), _NOT_MERGED, _refused("not known to the server")),
-    _Rule("velora", _filled("velora_config"), _NOT_MERGED, _refused("not known to the server")),
-    _Rule("monteclora", _filled("monteclora_config"), _NOT_MERGED, _refused("not known")),
+    _Rule(
+        "alora",
+        _filled("alora_invocation_tokens"),
+        _impossible("it acts from its invocation tokens on only, which no weights can tell"),
+        _refused(),
+    ),
+    _Rule(
+        "qalora",
+        _flag("use_qalora"),
+        _impossible("PEFT has no merge of it: it is for layers that stay quantised by GPTQ"),
+        _refused(),
+    ),
+    _Rule("bdlora", _filled("use_bdlora"), _BLOCKS, _refused("not known"), in_pairs=False),
+    _Rule(
+        "arrow",
+        _filled("arrow_config"),
+        _impossible("every token is routed to other adapters, which no weights can tell"),
+        _refused("routing between adapters"),
+    ),
+    _Rule(
+        "kasa",
+        _filled("kasa_config"),
+        _impossible("the base was truncated for training, by what is not in the adapter"),
+        _refused("not known"),
+    ),
+    _Rule("velora", _filled("velora_config"), _AS_LORA, _refused("not known"), in_pairs=False),
+    _Rule(
+        "monteclora", _filled("monteclora_config"), _AS_LORA, _refused("not known"), in_pairs=False
+    ),
     _Rule("megatron", _filled("megatron_config"), _NOT_MERGED, _refused("not known")),
-    _Rule("ensure_weight_tying", _flag("ensure_weight_tying"), _NOT_MERGED, _refused("not known")),
+    _Rule(
+        "ensure_weight_tying",
+        _flag("ensure_weight_tying"),
+        _TIED,
+        _refused("not known"),
+        in_pairs=False,
+    ),
 )
 
 _NEUTRAL_FIELDS = frozenset(
@@ -193,17 +231,24 @@ def find_features(config: AdapterConfig) -> tuple[Feature, ...]:
 
 
 def tensor_feature(name: str, detail: str) -> Feature:
-    """Returns a feature that only the tensors show, such as LoRA on an embedding."""
-    return Feature(name, detail, _support(_Rule(name, lambda _: None, _NOT_MERGED, _refused())))
+    """Returns a feature that only the tensors show, such as LoRA on an embedding.
 
-
-def base_copy_feature(modules: str) -> Feature:
-    """Returns the feature of an adapter that carries weights of the base besides its own.
-
-    Source: vLLM 0.32.0, vllm/lora/utils.py, is_base_embedding_weights: passed over at load.
+    Source of what is served: vLLM 0.32.0, vllm/lora/utils.py, is_base_embedding_weights: weights
+    of the base are passed over at load.
     """
-    merged = Support("works", "has to equal the base's weight, which is checked")
-    return Feature("copy of base weights", modules, _support(_Rule("", str, merged, _SERVED)))
+    rule = _OF_TENSORS.get(name) or _Rule(name, str, _NOT_MERGED, _refused())
+    return Feature(name, detail, _support(rule))
+
+
+_OF_TENSORS = {
+    "LoRA on embeddings": _Rule("", str, _MERGES, _refused(), in_pairs=False),
+    "base weights": _Rule(
+        "",
+        str,
+        Support("works", "have to equal the base's, which is checked, or be its with more rows"),
+        _SERVED,
+    ),
+}
 
 
 def _support(rule: _Rule) -> dict[Target, Support]:

@@ -20,9 +20,12 @@ from packager.cli.option import (
 from packager.cli.progress import TerminalProgress
 from packager.gguf.value import GgufTensor
 from packager.plan import (
+    Addition,
     Delta,
     GgufLoraPlan,
     GgufPlan,
+    Magnitude,
+    PartDelta,
     PlannedTensor,
     ReleasePlan,
     TargetPlan,
@@ -157,6 +160,10 @@ def _deltas(tensor: PlannedTensor) -> str:
 
 
 def _update_text(update: Update) -> str:
-    if isinstance(update, Delta):
+    if isinstance(update, (Delta, PartDelta)):
         return f" + {update.scale:g}·B·A rank {update.rank}"
-    return f", each {update.axis} to its trained norm"
+    if isinstance(update, Magnitude):
+        return f", each {update.axis} to its trained norm"
+    if isinstance(update, Addition):
+        return f" + {update.scale:g}·bias"
+    return f", {len(update.indices)} rows trained"

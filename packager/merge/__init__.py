@@ -2,17 +2,27 @@
 
 from packager.merge.block import apply_updates, arithmetic_dtype, cast_values, merge_rows
 from packager.merge.bound import bound_error
+from packager.merge.module import ModuleRows
 from packager.merge.part import PartFactors, StackFactors, cut_pair
-from packager.merge.update import Addition, Factors, RowMagnitude, RowUpdate, Scaling
+from packager.merge.update import (
+    Factors,
+    Replacement,
+    RowMagnitude,
+    RowUpdate,
+    Scaling,
+    VectorAddition,
+)
 
 __all__ = [
-    "Addition",
     "Factors",
+    "ModuleRows",
     "PartFactors",
+    "Replacement",
     "RowMagnitude",
     "RowUpdate",
     "Scaling",
     "StackFactors",
+    "VectorAddition",
     "apply_updates",
     "arithmetic_dtype",
     "bound_error",

@@ -7,6 +7,7 @@ so that blocks may be made in any order and by any thread.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,7 +144,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Addition:
+class VectorAddition:
     """Values added to a vector, which is a matrix of one row.
 
     Attributes:
@@ -166,3 +167,38 @@ class Addition:
     def transposed(self) -> RowUpdate:
         """A vector is the same either way."""
         return self
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Rows that take the place of what was there.
+
+    Attributes:
+        rows: Shape (tokens, width), in the dtype of the arithmetic.
+        indices: Rows of the matrix that they are, ascending.
+    """
+
+    rows: Tensor
+    indices: tuple[int, ...]
+
+    def apply(self, rows: Tensor, first: int) -> None:
+        """Copies those of the rows that are replaced."""
+        start, end = self._span(first, rows.shape[0])
+        for place in range(start, end):
+            rows[self.indices[place] - first].copy_(self.rows[place])
+
+    def bound(self, step: Step) -> Tensor:
+        """Replaced rows are exact."""
+        slack = step.slack.clone()
+        start, end = self._span(step.first, slack.shape[0])
+        for place in range(start, end):
+            slack[self.indices[place] - step.first] = 0
+        return slack
+
+    def transposed(self) -> RowUpdate:
+        """Rows of tokens are rows wherever they are stored."""
+        raise AssertionError("an embedding is not stored transposed")
+
+    def _span(self, first: int, count: int) -> tuple[int, int]:
+        """Returns the places of those that lie within some rows."""
+        return bisect_left(self.indices, first), bisect_left(self.indices, first + count)

@@ -4,7 +4,17 @@ from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource, GgufSource
-from packager.plan.update import Delta, Magnitude, PartDelta, Update
+from packager.plan.update import (
+    Addition,
+    Companion,
+    Copy,
+    Delta,
+    Magnitude,
+    ModuleUpdate,
+    PartDelta,
+    RowReplacement,
+    Update,
+)
 from packager.plan.value import (
     ConverterPlan,
     GgufLoraPlan,
@@ -19,20 +29,25 @@ from packager.plan.value import (
 
 __all__ = [
     "AdapterSource",
+    "Addition",
     "BaseSource",
+    "Companion",
     "ConverterPlan",
+    "Copy",
     "Delta",
     "GgufLoraPlan",
     "GgufPlan",
     "GgufSource",
     "LoraFactor",
     "Magnitude",
+    "ModuleUpdate",
     "PartDelta",
     "PlannedFile",
     "PlannedShard",
     "PlannedTensor",
     "ReleaseOptions",
     "ReleasePlan",
+    "RowReplacement",
     "TargetPlan",
     "Update",
     "parse_plan",

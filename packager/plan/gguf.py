@@ -13,8 +13,10 @@ from packager.gguf.general import general_keys
 from packager.gguf.layout import GgufFile, plan_files
 from packager.gguf.mapping import map_model, with_keys
 from packager.gguf.value import GgufKey, GgufModel
+from packager.plan.config import adapt_config, resized_rows
 from packager.plan.layout import plan_gguf_files, plan_merged_files, plan_shards
 from packager.plan.option import ReleaseOptions
+from packager.plan.replication import layer_map
 from packager.plan.rule import plan_tensors, unties_head
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import ConverterPlan, GgufPlan, LongKey, PlannedTensor, TargetPlan
@@ -69,8 +71,16 @@ def _plan_target(
     merged: dict[str, PlannedTensor],
 ) -> TargetPlan:
     beside = plan_gguf_files(base, options.quants)
-    untied = unties_head(merged, base.index)
-    return TargetPlan("ollama", source.name, f"ollama/{source.name}", (), beside, untied)
+    return TargetPlan(
+        target="ollama",
+        name=source.name,
+        path=f"ollama/{source.name}",
+        shards=(),
+        files=beside,
+        unties_head=unties_head(merged, base.index),
+        vocab_rows=resized_rows(merged, base.index),
+        layers=layer_map(source),
+    )
 
 
 def _plan_converted(
@@ -119,9 +129,12 @@ def map_source(
     """
     if merged is None:
         merged, _ = plan_tensors(source, base, "F32")
-    config = dict(base.config)
-    if unties_head(merged, base):
-        config["tie_word_embeddings"] = False
+    config = adapt_config(
+        base.config,
+        unties_head=unties_head(merged, base),
+        vocab_rows=resized_rows(merged, base),
+        layers=layer_map(source),
+    )
     model = map_model(config, {name: tensor.shape for name, tensor in merged.items()})
     assert source.gguf is not None
     general = general_keys(source.gguf.facts, model.tensors)

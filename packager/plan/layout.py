@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from packager.base import BaseIndex
 from packager.filekind import CARD_NAME, is_chat_template, is_tokenizer_file
 from packager.obligation import notice_text
+from packager.plan.change import HEAD_NAME
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, PlannedShard, PlannedTensor
 
@@ -32,14 +34,12 @@ def plan_shards(
     filled, current = 0, None
     data_starts = {file.path: file.data_start for file in base.files}
     for tensor in tensors:
-        file = base.tensors[tensor.source].file
-        is_head = tensor.name != tensor.source
-        if not groups or filled + tensor.nbytes > max_bytes or (file != current and not is_head):
+        file = _file_of(tensor, base) or current
+        if not groups or filled + tensor.nbytes > max_bytes or file != current:
             groups.append([])
-            starts.append(data_starts[file])
+            starts.append(0 if file is None else data_starts[file])
             filled = 0
-        if not is_head:
-            current = file
+        current = file
         groups[-1].append(tensor)
         filled += tensor.nbytes
     count = len(groups)
@@ -47,6 +47,14 @@ def plan_shards(
         PlannedShard(_shard_name(number, count), tuple(group), start)
         for number, (group, start) in enumerate(zip(groups, starts, strict=True), 1)
     )
+
+
+def _file_of(tensor: PlannedTensor, base: BaseIndex) -> Path | None:
+    """Returns the base's file that a tensor comes from; of one that the base has not, None."""
+    if tensor.name in base.tensors:
+        return base.tensors[tensor.name].file
+    is_head = tensor.name == HEAD_NAME or tensor.source_adapter is not None
+    return None if is_head else base.tensors[tensor.source].file
 
 
 def plan_merged_files(

@@ -19,14 +19,17 @@ from packager.errors import (
 )
 from packager.gguf.block import PLAIN_TYPES
 from packager.manifest import Target
+from packager.plan.config import resized_rows
 from packager.plan.gguf import gguf_notes, plan_ollama
 from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
 from packager.plan.option import ReleaseOptions
-from packager.plan.rule import plan_tensors, unties_head
+from packager.plan.replication import layer_map
+from packager.plan.rule import count_embedding_rows, plan_tensors, unties_head
 from packager.plan.serving import plan_serving, plan_vllm
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan
+from packager.plan.task import check_writes, keep_tensors, plan_task
+from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan, TaskPlan
 from packager.quantisation.scheme import CONFIG_KEY, check_scheme
 from packager.tensorfile import tensor_bytes
 
@@ -69,9 +72,11 @@ def plan_release(
             if target == "adapter":
                 targets.append(_plan_adapter(source, base))
             elif target == "merged" and not refused:
-                targets.append(_plan_merged(source, base, planned, options))
+                task, headless = plan_task(source, planned, base.index)
+                problems += headless
+                targets.append(_plan_merged(source, base, planned, task, options))
             elif not refused and not misfits:
-                made, reasons = _PLANNERS[target](source, base, options)
+                made, reasons = _plan_writer(target, source, base, options)
                 targets += [made] if made is not None else []
                 if options.targets is None:
                     notes += [_left_out(source, target, reason) for reason in reasons]
@@ -107,6 +112,14 @@ _PLANNERS: dict[Target, Planner] = {
 }
 
 
+def _plan_writer(
+    target: Target, source: AdapterSource, base: BaseSource, options: ReleaseOptions
+) -> tuple[TargetPlan | None, list[LorapackError]]:
+    """Plans a target of programs that write text, for models that do."""
+    problem = check_writes(target, source, base.index)
+    return (None, [problem]) if problem is not None else _PLANNERS[target](source, base, options)
+
+
 def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
     # Without the folder: a plan of the same model is the same wherever its files lie.
     name = reason.where.rpartition("/")[2]
@@ -130,12 +143,23 @@ def _plan_merged(
     source: AdapterSource,
     base: BaseSource,
     planned: dict[str, PlannedTensor],
+    task: TaskPlan,
     options: ReleaseOptions,
 ) -> TargetPlan:
-    shards = plan_shards(planned.values(), base.index, options.max_shard_bytes)
+    kept = keep_tensors(planned, task)
+    shards = plan_shards(kept.values(), base.index, options.max_shard_bytes)
     files = plan_merged_files(source, base, shards)
-    untied = unties_head(planned, base.index)
-    return TargetPlan("merged", source.name, f"merged/{source.name}", shards, files, untied)
+    return TargetPlan(
+        target="merged",
+        name=source.name,
+        path=f"merged/{source.name}",
+        shards=shards,
+        files=files,
+        unties_head=unties_head(kept, base.index),
+        task=task,
+        vocab_rows=resized_rows(kept, base.index),
+        layers=layer_map(source),
+    )
 
 
 def _check_names(adapters: tuple[AdapterSource, ...]) -> list[LorapackError]:
@@ -194,7 +218,7 @@ def _check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackErro
                 hint="save the adapter again with PEFT's save_pretrained",
             )
         )
-    rows = base.index.embedding.shape[0] if base.index.embedding is not None else None
+    rows = count_embedding_rows(source, base.index)
     count = source.token_count if source.token_count is not None else base.token_count
     if rows is not None and count is not None and count > rows:
         problems.append(

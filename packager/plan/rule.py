@@ -60,6 +60,18 @@ def plan_tensors(
     return keep_sources(planned, layers, base), [*problems, *changes.problems]
 
 
+def count_embedding_rows(source: AdapterSource, base: BaseIndex) -> int | None:
+    """Returns the rows of the merged embedding, or None where it has no name that is known."""
+    shape = None if base.embedding is None else _enlarged(source, base).shape(base.embedding.name)
+    return None if shape is None else shape[0]
+
+
+def _enlarged(source: AdapterSource, base: BaseIndex) -> Changes:
+    changes = find_changes(source, base)
+    settle_head(changes)
+    return changes
+
+
 def unties_head(planned: dict[str, PlannedTensor], base: BaseIndex) -> bool:
     """Tells whether the plan gives a tied model a head of its own."""
     head, embedding = _head_of(planned, base), base.embedding

@@ -48,6 +48,8 @@ class AdapterSource:
         digest: `sha256:<hex>` over its files, likewise.
         gguf: What a GGUF of it holds, where one is wanted.
         training: How the base was quantised while it was trained, or None where nothing says so.
+        labels: Names of its classes, where a `config.json` beside its weights gives them.
+        problem_type: Of its classes, likewise.
     """
 
     name: str
@@ -59,6 +61,8 @@ class AdapterSource:
     digest: str = ""
     gguf: GgufSource | None = None
     training: TrainingQuantisation | None = None
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:

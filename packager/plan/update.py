@@ -186,7 +186,47 @@ class PartDelta:
         return (self.lora_a, self.lora_b) if self.share == 0 else ()
 
 
-Update = Delta | Magnitude | RowReplacement | Addition | PartDelta
+@dataclass(frozen=True)
+class Companion:
+    """Another parameter of a module that is merged as a whole.
+
+    Attributes:
+        parameter: Its name within the module, such as `bias`.
+        source: Name of the base's tensor.
+        updates: Those before.
+    """
+
+    parameter: str
+    source: str
+    updates: tuple[Update, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModuleUpdate:
+    """What a layer of PEFT's makes of one parameter of its module, which is merged as a whole.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted module name, as in the adapter.
+        parameter: Which of the module's, such as `weight`.
+        tuner: Of PEFT, lower case, such as `loha`.
+        reads: Names of the adapter's tensors that the merge of the module needs.
+        tensors: Those of them that are counted here, so that each is counted once.
+        companions: The other parameters of the module.
+        kind: Of update.
+    """
+
+    adapter: str
+    module: str
+    parameter: str
+    tuner: str
+    reads: tuple[str, ...]
+    tensors: tuple[str, ...]
+    companions: tuple[Companion, ...] = ()
+    kind: Literal["module"] = "module"
+
+
+Update = Delta | Magnitude | RowReplacement | Addition | PartDelta | ModuleUpdate
 
 
 def check_shares(updates: Iterable[Update]) -> list[str]:
@@ -211,7 +251,11 @@ def rule_of(updates: Iterable[Update], *, saved: bool = False) -> str:
         updates: Of the tensor.
         saved: Whether it starts from a tensor of the adapter.
     """
-    kinds = list(dict.fromkeys(update.kind for update in updates))
+    kinds = list(dict.fromkeys(map(_name_of, updates)))
     if "dora" in kinds:  # which names its low-rank update as well
         kinds = [kind for kind in kinds if kind != "lora"]
     return "+".join(["saved", *kinds] if saved else kinds)
+
+
+def _name_of(update: Update) -> str:
+    return update.tuner if isinstance(update, ModuleUpdate) else update.kind

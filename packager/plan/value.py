@@ -31,8 +31,9 @@ from packager.gguf.layout import GgufFile
 from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
-from packager.plan.update import Update
+from packager.plan.update import Copy, Update
 from packager.serving.value import ServedLora, ServingPlan
+from packager.task import TaskName
 from packager.tensorfile import tensor_bytes
 
 SCHEMA_VERSION = 1
@@ -58,6 +59,9 @@ class PlannedTensor:
         source: Name of the stored tensor that its rows start from.
         deltas: Updates, in the order in which they are applied.
         source_adapter: Name of the adapter that holds the source, or None for the base.
+        copies: Tensors of adapters that repeat what it is made from.
+        shared: Tensors of its adapter that another tensor is made from too and that are counted
+            there: an embedding and a head that were one tensor share some.
     """
 
     name: str
@@ -67,6 +71,8 @@ class PlannedTensor:
     source: str
     deltas: tuple[Update, ...] = ()
     source_adapter: str | None = None
+    copies: tuple[Copy, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -75,10 +81,12 @@ class PlannedTensor:
 
     @property
     def adapter_tensors(self) -> tuple[tuple[str, str], ...]:
-        """(adapter, name) of every tensor of adapters that it is made from."""
+        """(adapter, name) of the tensors of adapters that it accounts for."""
         used = [(update.adapter, name) for update in self.deltas for name in update.tensors]
-        source = self.source_adapter
-        return tuple(used if source is None else [(source, self.source), *used])
+        used += [(copy.adapter, copy.name) for copy in self.copies]
+        if self.source_adapter is not None:
+            used.insert(0, (self.source_adapter, self.source))
+        return tuple(item for item in used if item[1] not in self.shared)
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,25 @@ class GgufLoraPlan:
 
 
 @dataclass(frozen=True)
+class TaskPlan:
+    """What a merged model is for.
+
+    Attributes:
+        name: Of the task.
+        architecture: Class of transformers, for `config.json`.
+        labels: Names of its classes, or empty where `config.json` of the base tells.
+        problem_type: `single_label_classification` and the like, where it is known.
+        dropped: Tensors of the base that belong to a head of another task.
+    """
+
+    name: TaskName
+    architecture: str
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """One target of one adapter.
 
@@ -238,10 +265,13 @@ class TargetPlan:
         shards: Weights in safetensors, in order; empty for targets without.
         files: Everything but weights.
         unties_head: Whether the head is written apart from the embedding.
+        task: What a merged model is for, or None for other targets.
         gguf: Weights in GGUF, or None.
         gguf_lora: The adapter in GGUF, or None.
         converter: How another program takes part; `gguf` is known once it has.
         served: The adapter as a server loads it, or None.
+        vocab_rows: Rows of the embedding, where they are not the base's.
+        layers: The base's layer of each layer, where they are not the base's.
     """
 
     target: Target
@@ -250,10 +280,13 @@ class TargetPlan:
     shards: tuple[PlannedShard, ...]
     files: tuple[PlannedFile, ...]
     unties_head: bool = False
+    task: TaskPlan | None = None
     gguf: GgufPlan | None = None
     gguf_lora: GgufLoraPlan | None = None
     converter: ConverterPlan | None = None
     served: ServedLora | None = None
+    vocab_rows: int | None = None
+    layers: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:

@@ -71,7 +71,9 @@ def stream_truth(
     number = 0
     for name in tensor.sources:
         ref = find_source(merged[name], sources.base, sources.adapters)
-        updates = read_updates(merged[name], ref, sources.adapters, torch.float64)
+        updates = read_updates(
+            merged[name], ref, sources.adapters, torch.float64, base=sources.base
+        )
         whole = as_matrix(ref)
         height = _stored_rows(tensor)
         for start in range(0, whole.shape[0], height):

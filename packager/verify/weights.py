@@ -202,7 +202,7 @@ class _Sums:
 def _check_merged(
     tensor: PlannedTensor, stored: TensorRef, ref: TensorRef, sources: Sources
 ) -> tuple[TensorFigure, str]:
-    updates = read_updates(tensor, ref, sources.adapters, torch.float64)
+    updates = read_updates(tensor, ref, sources.adapters, torch.float64, base=sources.base.tensors)
     before, after = as_matrix(ref), as_matrix(stored)
     sums = _Sums()
     for first, count in _blocks(before.shape):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.merge import oracle
-from tests.merge.oracle import Merged
+from tests.merge import release as oracle
+from tests.merge.release import Merged
 
 MakeBase = Callable[[str, bool, bool], Path]
 

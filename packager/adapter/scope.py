@@ -1,0 +1,51 @@
+"""Which modules a configuration means besides those that it adapts."""
+
+from __future__ import annotations
+
+from packager.adapter.config import AdapterConfig
+
+
+def is_saved(config: AdapterConfig, module: str) -> bool:
+    """Tells whether PEFT trains and saves a module as a whole, or one that it is part of.
+
+    Source: PEFT 0.21, utils/other.py, _set_trainable.
+    """
+    stated = config.raw.get("modules_to_save")
+    names = [name for name in stated if isinstance(name, str)] if stated else []
+    parts = module.split(".")
+    paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return any(path.endswith(name) for path in paths for name in names)
+
+
+def token_indices(config: AdapterConfig, module: str) -> tuple[int, ...]:
+    """Returns the rows of a module that were trained by themselves.
+
+    A head that is tied to the embedding follows it and has no indices of its own.
+
+    Source: PEFT 0.21, utils/other.py, set_additional_trainable_modules.
+    """
+    stated = config.raw.get("trainable_token_indices") or ()
+    if isinstance(stated, dict):
+        own = [value for key, value in stated.items() if module.endswith(key)]
+        stated = own[0] if own else next(iter(stated.values()), ())
+    valid = isinstance(stated, (list, tuple)) and all(
+        type(index) is int and index >= 0 for index in stated
+    )
+    return tuple(stated) if valid else ()
+
+
+def count_blocks(config: AdapterConfig, module: str) -> tuple[int, int]:
+    """Returns of how many blocks on their diagonals A and B of a module consist.
+
+    Source: PEFT 0.21, tuners/lora/variants.py, BdLoraLinearVariant.init.
+    """
+    stated = config.raw.get("use_bdlora")
+    if not isinstance(stated, dict):
+        return 1, 1
+    count = stated.get("nblocks")
+    count = count if type(count) is int and count > 0 else 1
+    has_a, has_b = (
+        any(isinstance(name, str) and name in module for name in stated.get(key) or ())
+        for key in ("target_modules_bd_a", "target_modules_bd_b")
+    )
+    return count if has_a else 1, count if has_b else 1

@@ -1,0 +1,132 @@
+"""An adapter as a value: which tensors do what to which parameters of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from packager.adapter.config import AdapterConfig
+from packager.adapter.feature import Feature
+from packager.adapter.parameter import ParameterPair
+from packager.tensorfile import TensorRef
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted layer.
+
+    Attributes:
+        module: Dotted name in the model, such as `model.layers.0.self_attn.q_proj`.
+        lora_a: Shape (rank, in_features); of an embedding, (rank, rows).
+        lora_b: Shape (out_features, rank); of an embedding, (width, rank).
+        rank: Rows of `lora_a`.
+        alpha: From the configuration.
+        scale: Factor of B·A.
+        embedding: Whether the layer is an embedding, whose weight is (rows, width): (B·A)ᵀ is
+            added to it.
+        magnitude: Of DoRA, shape (out_features,), of an embedding (width,); or None.
+        bias: Of `lora_B`, shape (out_features,), scaled as B·A is; or None.
+        blocks: Blocks on the diagonals of which A and B consist; they are stored side by side, so
+            that the stored width is that of one block.
+        idle: What only training needed.
+    """
+
+    module: str
+    lora_a: TensorRef
+    lora_b: TensorRef
+    rank: int
+    alpha: float
+    scale: float
+    embedding: bool = False
+    magnitude: TensorRef | None = None
+    bias: TensorRef | None = None
+    blocks: tuple[int, int] = (1, 1)
+    idle: tuple[TensorRef, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorRef, ...]:
+        """Every tensor of it."""
+        optional = [ref for ref in (self.magnitude, self.bias) if ref is not None]
+        return (self.lora_a, self.lora_b, *optional, *self.idle)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a pair of linear layers is all that it is."""
+        return self.tensors == (self.lora_a, self.lora_b) and self.blocks == (1, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the update: (out_features, in_features); of an embedding, (rows, width)."""
+        across = self.lora_a.shape[1] * self.blocks[0]
+        down = self.lora_b.shape[0]
+        return (across, down) if self.embedding else (down, across)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of an embedding or a head that were trained by themselves.
+
+    Attributes:
+        module: Dotted name in the model.
+        rows: Shape (tokens, width), in place of the rows of the base.
+        indices: Which rows, in the order of `rows`.
+    """
+
+    module: str
+    rows: TensorRef
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """An adapter directory, read from its configuration and header only.
+
+    Attributes:
+        directory: Where it lies.
+        config: Parsed `adapter_config.json`.
+        modules: Adapted layers, by name.
+        tensors: Every tensor of the weights file.
+        leftover: Tensors that have no place in any of these fields; a feature or an error.
+        features: Everything that the adapter uses, named.
+        weights_bytes: Size of the weights file.
+        made_at: When the weights file was last written, UTC.
+        has_tokenizer: Whether tokenizer files lie beside the weights.
+        parameters: Pairs around parameters, those of a module from the outermost inwards.
+        saved: Parameter → what training made of it as a whole, with repetitions of it.
+        frozen: Parameter → the base's own, as it was in training, with repetitions of it.
+        token_rows: Module → rows of it that were trained.
+    """
+
+    directory: Path
+    config: AdapterConfig
+    modules: Mapping[str, LoraModule]
+    tensors: tuple[TensorRef, ...]
+    leftover: tuple[str, ...]
+    features: tuple[Feature, ...]
+    weights_bytes: int
+    made_at: datetime
+    has_tokenizer: bool
+    parameters: tuple[ParameterPair, ...] = ()
+    saved: Mapping[str, tuple[TensorRef, ...]] = field(default_factory=dict)
+    frozen: Mapping[str, tuple[TensorRef, ...]] = field(default_factory=dict)
+    token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters: the elements of every tensor but the base's own and repetitions."""
+        copies = {ref.name for refs in self.frozen.values() for ref in refs}
+        copies |= {ref.name for refs in self.saved.values() for ref in refs[1:]}
+        return sum(math.prod(ref.shape) for ref in self.tensors if ref.name not in copies)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Element types in use, sorted."""
+        return tuple(sorted({tensor.dtype for tensor in self.tensors}))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks in use, sorted."""
+        return tuple(sorted({module.rank for module in self.modules.values()}))
