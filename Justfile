@@ -33,6 +33,14 @@ fix: env
 bench *args: env
     "{{ bin }}/python" -m tests.bench {{ args }}
 
+# Compare a bundle's endpoint with plain vLLM: start, throughput, time to the first token.
+bench-serve *args: env
+    "{{ bin }}/python" -m tests.bench.serve {{ args }}
+
+# Put a bundle's endpoint under load for three minutes: sixteen clients, good ones and bad ones.
+test-load *args: env
+    "{{ bin }}/python" -m pytest -m soak {{ args }}
+
 # Check that every command and link in the documentation holds.
 docs: env
     "{{ bin }}/python" -m pytest tests/test_readme.py
