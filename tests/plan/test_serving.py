@@ -21,6 +21,7 @@ from packager.errors import (
 )
 from packager.gather import Gathered, gather
 from packager.plan import ReleaseOptions, ReleasePlan, parse_plan, plan_release, render_plan
+from packager.plan.serving import plan_serving
 from packager.progress import Silent
 from packager.serving.value import ServingPlan
 from tests.models import CHAT_TEMPLATE, make_adapter, make_llama
@@ -113,10 +114,26 @@ def test_a_context_is_what_is_asked_for_or_what_fits(base: Path, plain: Path) ->
     assert (problem.where, problem.expected) == ("--max-model-len", "at most 512")
 
 
-def test_adapters_that_do_not_fit_at_once_are_swapped(base: Path, plain: Path) -> None:
-    small = dataclasses.replace(OPTIONS, gpu_memory_bytes=400_000)
-    server = serving(base, small, a=plain, b=plain, c=plain)
-    assert server.max_loras < server.max_cpu_loras == 3
+def test_adapters_that_do_not_fit_at_once_are_swapped(base: Path, tmp_path: Path) -> None:
+    large = make_adapter(base, tmp_path / "large", r=512, target_modules=["q_proj"])
+    gathered = gather_all(base, large=large)
+    sources = [
+        dataclasses.replace(gathered.adapters[0], name=f"number-{number}") for number in range(300)
+    ]
+    options = dataclasses.replace(OPTIONS, gpu_memory_bytes=4_000_000_000)
+    server, found = plan_serving(sources, gathered.base, options)
+    assert found == []
+    assert server is not None
+    # 4 kB for each rank on every matrix, and at most an eighth of the memory for all of them.
+    assert server.max_loras == 4_000_000_000 // 8 // (512 * 4096) == 238
+    assert server.max_cpu_loras == 300
+
+
+def test_a_base_that_fits_on_no_gpus_is_refused(base: Path, plain: Path) -> None:
+    tiny = dataclasses.replace(OPTIONS, gpu_memory_bytes=1_000_000)
+    (problem,) = problems(base, tiny, a=plain)
+    assert type(problem) is InputError
+    assert problem.where == "--gpu-memory"
 
 
 @pytest.mark.parametrize(
@@ -255,3 +272,9 @@ def test_an_architecture_without_adapters_is_refused(
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
     (problem,) = problems(other, a=plain)
     assert "takes no adapters on GPT2LMHeadModel" in problem.what
+
+
+def test_another_task_is_refused(base: Path, adapter: Path) -> None:
+    configure(adapter, task_type="SEQ_CLS")
+    found = [item for item in problems(base, a=adapter) if "SEQ_CLS" in item.found]
+    assert "--target merged" in found[0].hint
