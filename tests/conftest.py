@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the texts under tests/goldens anew; read the difference before committing it",
     )
+    parser.addoption(
+        "--update-support",
+        action="store_true",
+        help="write docs/support.md anew from what the whole matrix did; run it in one process",
+    )
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ what a processor that computes in bfloat16 adds for every model alike.
 
 Any artefact that gives logits or log-probabilities for the truth's token ids can be compared:
 `compare` is the seam, used by `check_merged` here and for GGUF files by `variant`.
+
+Models that do not write text are read as `reading` says: a classifier's classes are compared like
+the next token's; the vectors of a backbone are compared in `embedding`, from the same stored rows.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from packager.errors import AdapterError, OutputError, ProofError
-from packager.verify.divergence import measure_divergence
+from packager.verify.divergence import measure_divergence, squared_distances
 from packager.verify.judge import MERGED_BOUNDS, Bounds, judge
 from packager.verify.model import (
     LoadedModel,
@@ -42,6 +45,7 @@ from packager.verify.model import (
 )
 from packager.verify.prompt import PROMPT_SET, PROMPTS, Prompt, cut_prompt, encode_prompt
 from packager.verify.proof import BehaviourCheck
+from packager.verify.reading import CAUSAL, Passage, Reading
 
 OnStep = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
@@ -56,12 +60,17 @@ class Truth:
 
     Attributes:
         prompt_set: Name and version of the prompts.
-        passages: Token ids of each prompt with its continuation, at least two per passage.
+        passages: Token ids of each prompt, of a language model with its continuation, at least
+            two per passage.
         vocabulary: Width of the logits.
-        base_kl: KL(truth ‖ base without the adapter) of every compared token, in nats.
+        base_kl: KL(truth ‖ base without the adapter) of every compared row, in nats; of vectors,
+            their squared distance over the squared length of the truth's.
         unexpected: Tensors of the base's files that its architecture does not use.
         ended: Token ids of the prompts whose answer came to an end by itself.
         end: Token id that ends an answer, or None without a tokenizer.
+        reading: How models of its task are read.
+        answers: What a decoder says to each passage, of models that have one.
+        counts: Rows of each passage's answer.
     """
 
     prompt_set: str
@@ -72,6 +81,9 @@ class Truth:
     ended: tuple[tuple[int, ...], ...]
     end: int | None
     _store: IO[bytes]
+    reading: Reading = CAUSAL
+    answers: tuple[tuple[int, ...], ...] = ()
+    counts: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -86,20 +98,27 @@ class Truth:
 
     @property
     def tokens(self) -> int:
-        """Number of next-token distributions."""
+        """Number of rows that are compared, such as next-token distributions."""
         return len(self.base_kl)
+
+    @property
+    def texts(self) -> tuple[Passage, ...]:
+        """The passages with their answers."""
+        answers = self.answers or ((),) * len(self.passages)
+        return tuple(Passage(*pair) for pair in zip(self.passages, answers, strict=True))
 
     def read_logits(self) -> Iterator[Tensor]:
         """Yields the truth's logits, one passage at a time.
 
         Yields:
-            Shape (tokens of the passage − 1, vocabulary), float32: row i predicts token i + 1.
+            Shape (rows of the passage, vocabulary), float32: of a language model, row i
+            predicts token i + 1.
         """
         offset = 0
-        for ids in self.passages:
+        for count in self.counts:
             # Two readers may take turns: each seeks its own place.
             self._store.seek(offset)
-            raw = bytearray(self._store.read((len(ids) - 1) * self.vocabulary * 4))
+            raw = bytearray(self._store.read(count * self.vocabulary * 4))
             offset += len(raw)
             yield torch.frombuffer(raw, dtype=torch.float32).view(-1, self.vocabulary)
 
@@ -110,6 +129,8 @@ def measure_truth(
     tokenizer_dir: Path | None,
     prompts: Sequence[Prompt] = PROMPTS,
     *,
+    reading: Reading = CAUSAL,
+    labels: int | None = None,
     progress: OnStep | None = None,
 ) -> Truth:
     """Runs base + adapter (PEFT, float32), and the base without it, over the prompt set.
@@ -121,6 +142,8 @@ def measure_truth(
         adapter_dir: The adapter as trained.
         tokenizer_dir: The tokenizer with the users' chat template; None feeds UTF-8 bytes.
         prompts: The prompt set.
+        reading: How models of the adapter's task are read.
+        labels: Classes of the adapter's own head, or None.
         progress: Told about every passage.
 
     Raises:
@@ -131,21 +154,15 @@ def measure_truth(
         OutputError: The temporary file cannot be written.
     """
     tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
-    loaded = attach_adapter(load_base(base_dir), adapter_dir)
+    base = load_base(base_dir, reading.task, labels=labels)
+    loaded = attach_adapter(base, adapter_dir)
     report = progress or _silent
     with quiet(), torch.inference_mode():
-        report("continue the prompts", 0, 1)
-        starts = _starts(loaded, tokenizer, prompts)
-        end = getattr(tokenizer, "eos_token_id", None)
-        answers = tuple(_continue(loaded, starts, end))
-        report("continue the prompts", 1, 1)
-    passages = tuple((*start, *answer) for start, answer in zip(starts, answers, strict=True))
-    pairs = zip(starts, answers, strict=True)
-    ended = tuple(start for start, answer in pairs if answer[-1:] == (end,))
+        texts, ended, end = _texts(loaded, tokenizer, prompts, reading, report)
     store = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
     try:
         with quiet(), torch.inference_mode():
-            width, base_kl = _measure(loaded.model, passages, store, report)
+            width, base_kl, counts = _measure(loaded.model, texts, reading, store, report)
     except OSError as problem:
         store.close()
         raise OutputError(
@@ -158,7 +175,19 @@ def measure_truth(
         store.close()
         raise
     name = PROMPT_SET if tokenizer is not None else f"{PROMPT_SET} (bytes)"
-    return Truth(name, passages, width, base_kl, loaded.unexpected, ended, end, store)
+    return Truth(
+        prompt_set=name,
+        passages=tuple(text.ids for text in texts),
+        vocabulary=width,
+        base_kl=base_kl,
+        unexpected=loaded.unexpected,
+        ended=ended,
+        end=end,
+        _store=store,
+        reading=reading,
+        answers=tuple(text.answer for text in texts if text.answer),
+        counts=counts,
+    )
 
 
 def check_merged(
@@ -174,16 +203,20 @@ def check_merged(
         ProofError: The model cannot be loaded, or has another vocabulary than the truth.
     """
     bounds = MERGED_BOUNDS[stored_dtype(merged_dir)]
-    loaded = load_artefact(merged_dir)
+    loaded = load_artefact(merged_dir, truth.reading.task)
+    logits = artefact_rows(loaded, truth, progress or _silent)
+    return compare(truth, logits, bounds=bounds, problems=loading_problems(loaded, truth))
+
+
+def loading_problems(loaded: LoadedModel, truth: Truth) -> tuple[str, ...]:
+    """Returns what is wrong with an artefact before it says a word: weights that do not fit."""
     problems = []
     if loaded.missing:
         problems.append(f"weights are missing in the files: {list_names(loaded.missing)}")
     leftover = tuple(sorted(set(loaded.unexpected) - set(truth.unexpected)))
     if leftover:
         problems.append(f"the model does not use these tensors: {list_names(leftover)}")
-    report = progress or _silent
-    logits = _artefact_logits(loaded, truth, report)
-    return compare(truth, logits, bounds=bounds, problems=problems)
+    return tuple(problems)
 
 
 def compare(
@@ -194,7 +227,7 @@ def compare(
     Args:
         truth: From `measure_truth`.
         artefact: For each passage of the truth, in order, the artefact's logits or
-            log-probabilities, shape (tokens of the passage − 1, vocabulary), float32; they are
+            log-probabilities, shape (rows of the passage, vocabulary), float32; they are
             normalised here in float64.
         bounds: What the artefact's number format may change.
         problems: Found before; they go in front.
@@ -205,17 +238,12 @@ def compare(
     kl: list[float] = []
     agreeing = 0
     surprise = 0.0
-    rows = zip(truth.passages, truth.read_logits(), artefact, strict=True)
+    rows = zip(truth.texts, truth.read_logits(), artefact, strict=True)
     with torch.inference_mode():
-        for ids, expected, found in rows:
-            if found.shape != expected.shape:
-                raise ProofError(
-                    "the artefact predicts over another vocabulary",
-                    expected=f"{expected.shape[1]} tokens at {expected.shape[0]} positions",
-                    found=f"{found.shape[1]} tokens at {found.shape[0]} positions",
-                    hint="vocab_size in config.json and the embedding must be those of the base",
-                )
-            divergence = measure_divergence(expected, found, ids)
+        for text, expected, found in rows:
+            check_shape(expected, found)
+            follows = truth.reading.follows(text, expected)
+            divergence = measure_divergence(expected, found, (0, *follows))
             kl += divergence.kl
             agreeing += divergence.agreeing
             surprise += divergence.surprise
@@ -228,7 +256,45 @@ def compare(
         surprise=surprise / truth.tokens,
         bounds=bounds,
         problems=tuple(problems),
+        measure=truth.reading.measure,
     )
+
+
+def check_shape(expected: Tensor, found: Tensor) -> None:
+    """Refuses an answer of another shape than the truth's.
+
+    Raises:
+        ProofError: It has.
+    """
+    if found.shape != expected.shape:
+        raise ProofError(
+            "the artefact predicts over another vocabulary",
+            expected=f"{expected.shape[1]} tokens at {expected.shape[0]} positions",
+            found=f"{found.shape[1]} tokens at {found.shape[0]} positions",
+            hint="vocab_size in config.json and the embedding must be those of the base",
+        )
+
+
+def _texts(
+    loaded: LoadedModel,
+    tokenizer: Any | None,
+    prompts: Sequence[Prompt],
+    reading: Reading,
+    report: OnStep,
+) -> tuple[tuple[Passage, ...], tuple[tuple[int, ...], ...], int | None]:
+    """Returns the passages, the prompts whose answers ended by themselves, and what ends them."""
+    starts = _starts(loaded, tokenizer, prompts)
+    end = getattr(tokenizer, "eos_token_id", None)
+    if not reading.continues:
+        return tuple(map(Passage, starts)), (), end
+    report("continue the prompts", 0, 1)
+    answers = tuple(_continue(loaded, starts, end))
+    report("continue the prompts", 1, 1)
+    pairs = tuple(zip(starts, answers, strict=True))
+    ended = tuple(start for start, answer in pairs if answer[-1:] == (end,))
+    if loaded.model.config.is_encoder_decoder:
+        return tuple(Passage(*pair) for pair in pairs), ended, end
+    return tuple(Passage((*start, *answer)) for start, answer in pairs), ended, end
 
 
 def _starts(
@@ -266,54 +332,68 @@ def _continue(
         eos_token_id=eos,
         pad_token_id=pad,
     )
+    decodes = loaded.model.config.is_encoder_decoder
+    if decodes:
+        config.decoder_start_token_id = loaded.model.config.decoder_start_token_id
     output = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    for row in output[:, longest:].tolist():
+    for row in output[:, 1 if decodes else longest :].tolist():
         yield tuple(row[: row.index(eos) + 1] if eos in row else row)
 
 
 def _measure(
-    model: Any, passages: Sequence[tuple[int, ...]], store: IO[bytes], report: OnStep
-) -> tuple[int, tuple[float, ...]]:
-    """Writes the truth's logits to `store`; returns their width and the base's KL per token."""
-    base_kl: list[float] = []
+    model: Any, texts: Sequence[Passage], reading: Reading, store: IO[bytes], report: OnStep
+) -> tuple[int, tuple[float, ...], tuple[int, ...]]:
+    """Writes the truth's rows to `store`; returns their width, the base's distances and counts."""
+    distances: list[float] = []
+    counts: list[int] = []
     width = 0
-    for number, ids in enumerate(passages):
-        report("base + adapter", number, len(passages))
-        logits = _logits(model, ids)
-        width = logits.shape[1]
-        if not bool(torch.isfinite(logits).all()):
+    for number, text in enumerate(texts):
+        report("base + adapter", number, len(texts))
+        rows = reading.rows(model, text)
+        width = rows.shape[1]
+        counts.append(len(rows))
+        if not bool(torch.isfinite(rows).all()):
             raise AdapterError(
                 "base and adapter together predict NaN or infinity",
                 expected="finite logits in float32",
                 hint="the training diverged; use an earlier checkpoint",
             )
-        store.write(logits.numpy().tobytes())
+        store.write(rows.numpy().tobytes())
         with model.disable_adapter():
-            base_kl += measure_divergence(logits, _logits(model, ids), ids).kl
-    report("base + adapter", len(passages), len(passages))
-    return width, tuple(base_kl)
+            distances += _distances(rows, reading.rows(model, text), text, reading)
+    report("base + adapter", len(texts), len(texts))
+    return width, tuple(distances), tuple(counts)
 
 
-def _logits(model: Any, ids: tuple[int, ...]) -> Tensor:
-    output = model(input_ids=torch.tensor([ids]), use_cache=False)
-    logits: Tensor = output.logits[0, :-1].float().contiguous()
-    return logits
+def _distances(
+    truth: Tensor, other: Tensor, text: Passage, reading: Reading
+) -> tuple[float, ...] | list[float]:
+    """How far another answer lies off at each row."""
+    if reading.measure == "embedding":
+        return squared_distances(truth, other)
+    return measure_divergence(truth, other, (0, *reading.follows(text, truth))).kl
 
 
-def _artefact_logits(loaded: LoadedModel, truth: Truth, report: OnStep) -> Iterator[Tensor]:
-    for number, ids in enumerate(truth.passages):
+def artefact_rows(loaded: LoadedModel, truth: Truth, report: OnStep) -> Iterator[Tensor]:
+    """Yields a merged model's answer to each passage of the truth, shape (rows, width).
+
+    Raises:
+        ProofError: It has fewer tokens than the truth.
+    """
+    for number, text in enumerate(truth.texts):
         report("merged model", number, len(truth.passages))
-        if max(ids) >= loaded.vocabulary:
+        largest = max((*text.ids, *text.answer))
+        if largest >= loaded.vocabulary:
             raise ProofError(
                 "the artefact has fewer tokens than the truth",
-                expected=f"more than {max(ids)}",
+                expected=f"more than {largest}",
                 found=f"{loaded.vocabulary} rows of the embedding",
                 hint="release again; a tokenizer of another model was put beside the weights",
             )
         with quiet(), torch.inference_mode():
-            logits = _logits(loaded.model, ids)
+            rows = truth.reading.rows(loaded.model, text)
         # Outside: a reader that gives up half-way would leave these modes on behind it.
-        yield logits
+        yield rows
     report("merged model", len(truth.passages), len(truth.passages))
 
 

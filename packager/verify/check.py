@@ -30,6 +30,7 @@ from packager.progress import Progress, Silent
 from packager.serving.answer import EXPECTED_NAME, ExpectedModel, parse_expected
 from packager.serving.value import ServingPlan
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
+from packager.task import COMPARED, find_task
 from packager.untrusted import read_bytes
 from packager.updatereader import adapter_tensors
 from packager.verify.files import check_files
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "xllamacpp")
-_CAUSAL = (None, "CAUSAL_LM")
 _BYTES_OF_A_VALUE = 16
 """Recomputing a value of a GGUF file, which quantises it twice, takes as long as recomputing so
 many bytes of safetensors."""
@@ -293,8 +293,9 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
     index = request.gathered.base.index
     if target.target == "adapter":
         return "kept separate: base and adapter, loaded together, are the truth itself"
-    if source.spec.config.task_type not in _CAUSAL or not index.architecture.endswith("CausalLM"):
-        return "only causal language models are compared"
+    task = find_task(source.spec.config.task_type, index.architecture, index.config)
+    if task.name not in COMPARED:
+        return f"there is no comparison for models of class {index.architecture}"
     rows = index.embedding.shape[0] if index.embedding is not None else 0
     needed, free = behaviour_bytes(index.parameter_count, rows), available_bytes()
     if target.gguf is not None:
@@ -318,6 +319,7 @@ def _prove_behaviour(
     progress: Progress,
 ) -> TargetProof:
     from packager.verify.behaviour import check_merged
+    from packager.verify.embedding import check_embedding
 
     folder, report = request.bundle / target.path, _Steps(progress)
     truth, tokenizer = references.find(_source_of(request, target))
@@ -329,6 +331,8 @@ def _prove_behaviour(
         return replace(proof, behaviour=lora)
     if request.plan.serving is not None and target.served is not None:
         return _prove_server(request, request.plan.serving, target, proof, truth, report)
+    if truth.reading.measure == "embedding":
+        return replace(proof, embedding=check_embedding(truth, folder, progress=report))
     return replace(proof, behaviour=check_merged(truth, folder, progress=report))
 
 

@@ -56,5 +56,17 @@ def measure_divergence(truth: Tensor, other: Tensor, ids: tuple[int, ...]) -> Di
     return Divergence(tuple(kl), agreeing, surprise)
 
 
+def squared_distances(truth: Tensor, other: Tensor) -> list[float]:
+    """Returns ‖other − truth‖² / ‖truth‖² of each row, at most `KL_CEILING`.
+
+    Args:
+        truth: Vectors, shape (rows, width), float32, finite.
+        other: Likewise.
+    """
+    sizes = truth.double().square().sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
+    gaps = (other.double() - truth.double()).square().sum(-1)
+    return _bounded(gaps / sizes).tolist()
+
+
 def _bounded(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=KL_CEILING).clamp(-KL_CEILING, KL_CEILING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from packager.verify.proof import BehaviourCheck
+from packager.verify.proof import BehaviourCheck, Measure
 
 _MAX_LISTED = 4096
 
@@ -141,6 +141,7 @@ def judge(
     surprise: float,
     bounds: Bounds,
     problems: tuple[str, ...],
+    measure: Measure = "next token",
 ) -> BehaviourCheck:
     """Makes the check of the figures.
 
@@ -158,6 +159,7 @@ def judge(
         surprise: Mean of log p(truth) − log p(artefact) over the text, in nats.
         bounds: Of the artefact's number format.
         problems: Found before; they go in front.
+        measure: What a row is that was compared.
     """
     effect = math.fsum(base_kl) / len(base_kl)
     kl_mean = math.fsum(kl) / len(kl)
@@ -189,6 +191,7 @@ def judge(
         base_kl_per_token=base_kl[:_MAX_LISTED],
         thresholds=limits,
         problems=problems + beyond,
+        measure=measure,
     )
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from packager.dtype import MANTISSA_BITS
 from packager.errors import AdapterError, BaseError, InputError, LorapackError, ProofError
+from packager.task import TASKS, Task
 from packager.tensorfile import TensorRef, read_header
 from packager.untrusted import read_json_object, resolve_inside
 
@@ -29,6 +31,9 @@ _SINGLE = "model.safetensors"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHOWN_NAMES = 5
+_LANGUAGE = TASKS["CAUSAL_LM"]
+_HEAD_SEED = 0
+"""A head that a base lacks is random; with a seed, the base without its adapter is always one."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,20 @@ class LoadedModel:
     unexpected: tuple[str, ...]
 
 
-def load_base(directory: Path) -> LoadedModel:
-    """Loads the base model.
+def load_base(directory: Path, task: Task = _LANGUAGE, *, labels: int | None = None) -> LoadedModel:
+    """Loads the base model, as one of a task; a head that it lacks is made anew.
+
+    Args:
+        directory: The base.
+        task: What the adapter was trained for.
+        labels: Classes of a head that is made anew, or None.
 
     Raises:
-        BaseError: It cannot be loaded, or weights are missing.
+        BaseError: It cannot be loaded, or weights other than the task's head are missing.
         UnsafeInputError: A weights file lies outside of the folder, or is a pickle.
     """
-    loaded = _load(directory, BaseError, "the base cannot be loaded")
-    if loaded.missing:
+    loaded = _load(directory, BaseError, "the base cannot be loaded", task, labels)
+    if any(name.partition(".")[0] not in task.heads for name in loaded.missing):
         raise BaseError(
             "the base has not all the weights of its architecture",
             where=str(directory),
@@ -68,14 +78,18 @@ def load_base(directory: Path) -> LoadedModel:
     return loaded
 
 
-def load_artefact(directory: Path) -> LoadedModel:
+def load_artefact(directory: Path, task: Task = _LANGUAGE) -> LoadedModel:
     """Loads a merged model from disk, as its users will.
+
+    Args:
+        directory: The model.
+        task: What it is for.
 
     Raises:
         ProofError: It cannot be loaded.
         UnsafeInputError: A weights file lies outside of the folder, or is a pickle.
     """
-    return _load(directory, ProofError, "the merged model cannot be loaded")
+    return _load(directory, ProofError, "the merged model cannot be loaded", task)
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -158,25 +172,34 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(directory: Path, error: type[LorapackError], what: str) -> LoadedModel:
+def _load(
+    directory: Path,
+    error: type[LorapackError],
+    what: str,
+    task: Task,
+    labels: int | None = None,
+) -> LoadedModel:
     refs = _read_refs(directory)
     _check_config(read_json_object(directory / "config.json"), directory, error)
     with _loading(error, what, directory):
+        given = {} if labels is None else {"num_labels": labels}
         config = AutoConfig.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+            str(directory), local_files_only=True, trust_remote_code=False, **given
         )
         text = config.get_text_config()
         _check_layers(text, len(refs), directory, error)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(_HEAD_SEED)
+            model, info = getattr(transformers, task.auto_class).from_pretrained(
+                str(directory),
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     return LoadedModel(
         model=model.eval(),
         vocabulary=model.get_input_embeddings().weight.shape[0],

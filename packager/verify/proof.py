@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 Level = Literal["files", "weights", "behaviour"]
+Measure = Literal["next token", "class", "label", "span", "embedding"]
+"""What is compared: predictions of the next token, of a class of the text, of a label of each
+token, of where an answer starts and ends; or the vectors of a model without a head."""
 LEVELS: tuple[Level, ...] = ("files", "weights", "behaviour")
 
 
@@ -95,6 +98,8 @@ class BehaviourCheck:
         base_kl_per_token: The same for the base without the adapter.
         thresholds: Name of a figure → the bound that it has to hold.
         problems: One line per figure out of its bound.
+        measure: What a row is: `tokens` counts rows, and the choices of another task than
+            writing take the place of the next token.
     """
 
     prompt_set: str
@@ -108,6 +113,38 @@ class BehaviourCheck:
     effect_lost: float
     kl_per_token: tuple[float, ...]
     base_kl_per_token: tuple[float, ...]
+    thresholds: dict[str, float]
+    problems: tuple[str, ...]
+    measure: Measure = "next token"
+
+
+@dataclass(frozen=True)
+class EmbeddingCheck:
+    """Level `behaviour` of a model without a head: its vectors against those of base + adapter.
+
+    Attributes:
+        prompt_set: Name and version of the fixed prompt set.
+        prompts: Number of prompts.
+        tokens: Number of vectors compared, one for each token.
+        cosine_min: Least cosine between a vector and the truth's.
+        text_cosine_min: Least cosine between the mean vector of a prompt and the truth's.
+        error_mean: Root of the mean squared ‖artefact − truth‖ / ‖truth‖.
+        error_max: Largest of them.
+        base_error: As `error_mean`, of the base without the adapter: the adapter's effect.
+        effect_lost: error_mean / base_error; 0 is perfect, 1 is an artefact without the adapter.
+        thresholds: Name of a figure → the bound that it has to hold.
+        problems: One line per figure out of its bound.
+    """
+
+    prompt_set: str
+    prompts: int
+    tokens: int
+    cosine_min: float
+    text_cosine_min: float
+    error_mean: float
+    error_max: float
+    base_error: float
+    effect_lost: float
     thresholds: dict[str, float]
     problems: tuple[str, ...]
 
@@ -218,11 +255,13 @@ class TargetProof:
     skipped: dict[str, str]
     variants: tuple[VariantProof, ...] = ()
     chat: ChatCheck | None = None
+    embedding: EmbeddingCheck | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Every problem of every level that was run."""
-        checks = (self.files, self.weights, self.behaviour, *self.variants, self.chat)
+        single = (self.files, self.weights, self.behaviour, self.embedding)
+        checks = (*single, *self.variants, self.chat)
         return tuple(line for check in checks if check is not None for line in check.problems)
 
     @property
