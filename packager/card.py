@@ -10,7 +10,8 @@ from typing import Literal
 from packager.frontmatter import render_front_matter
 from packager.manifest import Evidence
 from packager.markup import Markdown, card_environment, escape_markdown, is_plain_word
-from packager.verify.proof import LEVELS, BehaviourCheck, TargetProof
+from packager.task import Task, find_task
+from packager.verify.proof import LEVELS, BehaviourCheck, Measure, TargetProof
 
 CardTarget = Literal["adapter", "merged", "ollama", "gguf-adapter"]
 
@@ -40,40 +41,16 @@ _LINK = re.compile(r"https?://[\w.~/%?#=&+:,@-]+", re.ASCII)
 _MAX_TAG_CHARS = 60
 _MAX_LISTED = 40
 
+_COUNTED: dict[Measure, tuple[str, str]] = {
+    "next token": ("tokens", "the next token"),
+    "class": ("texts", "the classes"),
+    "label": ("tokens", "the labels"),
+    "span": ("starts and ends of answers", "each position"),
+    "embedding": ("vectors", "each value"),
+}
+
 # Source: vLLM 0.32.0, vllm/config/lora.py, MaxLoRARanks.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a PEFT task type means for loading.
-
-    Attributes:
-        auto_class: Class of transformers.
-        pipeline_tag: Of the Hub, or None where it knows none.
-        generates: Whether the model writes text.
-    """
-
-    auto_class: str
-    pipeline_tag: str | None
-    generates: bool = False
-
-
-# Source: PEFT 0.21, src/peft/utils/peft_types.py, TaskType; transformers 5.23 auto classes.
-_TASKS: dict[str, _Task] = {
-    "CAUSAL_LM": _Task("AutoModelForCausalLM", "text-generation", generates=True),
-    "SEQ_2_SEQ_LM": _Task("AutoModelForSeq2SeqLM", None, generates=True),
-    "SEQ_CLS": _Task("AutoModelForSequenceClassification", "text-classification"),
-    "TOKEN_CLS": _Task("AutoModelForTokenClassification", "token-classification"),
-    "QUESTION_ANS": _Task("AutoModelForQuestionAnswering", "question-answering"),
-    "FEATURE_EXTRACTION": _Task("AutoModel", "feature-extraction"),
-}
-_TASK_OF_ENDING = {
-    "ForCausalLM": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
 
 
 @dataclass(frozen=True)
@@ -218,6 +195,10 @@ class CardFacts:
         limitations: Beyond those that hold for every release, one sentence each.
         repo: Where the release is published, if that is known.
         gguf: Of a release in GGUF.
+        sees: Whether the model reads pictures besides text.
+        has_processor: Whether processor files lie in the folder.
+        architecture: Class of the model in use, where it is not the base's.
+        class_count: Classes of a head that the adapter brings, or None.
     """
 
     name: str
@@ -244,6 +225,10 @@ class CardFacts:
     limitations: tuple[str, ...] = ()
     repo: str | None = None
     gguf: GgufFacts | None = None
+    sees: bool = False
+    has_processor: bool = False
+    architecture: str | None = None
+    class_count: int | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -290,14 +275,9 @@ def _tags(facts: CardFacts) -> list[str]:
     return list(dict.fromkeys([*own, *given]))[:_MAX_LISTED]
 
 
-def _task(facts: CardFacts) -> _Task:
-    task = _TASKS.get(facts.task_type or "")
-    if task is not None:
-        return task
-    for ending, name in _TASK_OF_ENDING.items():
-        if facts.base.architecture.endswith(ending):
-            return _TASKS[name]
-    return _Task("AutoModelForCausalLM", None, generates=True)
+def _task(facts: CardFacts) -> Task:
+    config = {"vision_config": {}} if facts.sees else None
+    return find_task(facts.task_type, facts.base.architecture, config)
 
 
 def _context(facts: CardFacts) -> dict[str, object]:
@@ -312,6 +292,8 @@ def _context(facts: CardFacts) -> dict[str, object]:
         "license": facts.license,
         "license_link": _license_link(facts.license),
         "task": task,
+        "reader": "processor" if task.reads_pictures and facts.has_processor else "tokenizer",
+        "encodes_twice": base.architecture.endswith("ForConditionalGeneration"),
         "base_link": _base_link(base) if on_hub else None,
         "base_source": base.repo if on_hub else "path/to/base",
         "revision": _commit(base) if on_hub else None,
@@ -327,6 +309,8 @@ def _context(facts: CardFacts) -> dict[str, object]:
         "lora_module": _lora_module(facts),
         "request": _request(facts),
         "gguf": facts.gguf,
+        "counted": _counted(facts)[0],
+        "chosen": _counted(facts)[1],
         "measured": _measured(facts),
         "ollama_name": _ollama_name(facts),
         "misnamed": prefix is not None and not facts.name.startswith(prefix),
@@ -358,6 +342,12 @@ def _lora_module(facts: CardFacts) -> str | dict[str, str]:
     if is_plain_word(facts.name):
         return f"{facts.name}={path}"
     return {"name": facts.name, "path": path}
+
+
+def _counted(facts: CardFacts) -> tuple[str, str]:
+    """What the comparison counts, and what is chosen at each of them."""
+    behaviour = facts.proof.behaviour if facts.proof is not None else None
+    return _COUNTED[behaviour.measure if behaviour is not None else "next token"]
 
 
 def _measured(facts: CardFacts) -> dict[str, BehaviourCheck]:

@@ -18,6 +18,7 @@ from packager.card import (
 from packager.chat import ChatChoice
 from packager.dtype import TORCH_NAMES
 from packager.errors import InputError
+from packager.filekind import PROCESSOR_PATTERNS
 from packager.frontmatter import parse_front_matter, text_values
 from packager.gather import Gathered
 from packager.gguf.value import key_value
@@ -25,6 +26,7 @@ from packager.manifest import FileEntry
 from packager.obligation import display_text, name_prefix, obligations
 from packager.plan import AdapterSource, TargetPlan
 from packager.plan.layout import create_name, modelfile_name
+from packager.task import class_count, find_task
 from packager.untrusted import read_json_object, read_text
 from packager.verify.check import adapter_digest
 from packager.verify.gguftarget import list_variants
@@ -56,6 +58,7 @@ def card_facts(
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
     spec, index = source.spec, gathered.base.index
+    task = find_task(spec.config.task_type, index.architecture, index.config)
     merged = target.target in ("merged", "ollama")
     weights = _weights_bytes(target, spec)
     loaded = _loaded_bytes(target, spec)
@@ -87,6 +90,10 @@ def card_facts(
         },
         versions=proofs[1].versions,
         gguf=_gguf_facts(folder, target, chat),
+        sees=task.reads_pictures,
+        has_processor=any(entry.name in PROCESSOR_PATTERNS for entry in folder.iterdir()),
+        architecture=target.task.architecture if target.task is not None else None,
+        class_count=class_count(task, spec.saved_shapes),
     )
 
 

@@ -28,7 +28,7 @@ class Task:
         ending: Of the names of its classes in transformers.
         generates: Whether the model writes text.
         heads: Modules of which one gives the answer, where the backbone gives none.
-        reader: Class of transformers that makes inputs.
+        reads_pictures: Whether it is given pictures besides text.
     """
 
     name: TaskName
@@ -37,7 +37,7 @@ class Task:
     ending: str
     generates: bool = False
     heads: tuple[str, ...] = ()
-    reader: Literal["AutoTokenizer", "AutoProcessor"] = "AutoTokenizer"
+    reads_pictures: bool = False
 
 
 # Source: PEFT 0.21, src/peft/utils/peft_types.py, TaskType; transformers 5.23, auto classes;
@@ -75,7 +75,7 @@ TASKS: dict[str, Task] = {
         "image-text-to-text",
         "ForConditionalGeneration",
         True,
-        reader="AutoProcessor",
+        reads_pictures=True,
     ),
 }
 COMPARED = tuple(TASKS)

@@ -122,6 +122,13 @@ class AdapterSpec:
         return sum(math.prod(ref.shape) for ref in self.tensors if ref.name not in copies)
 
     @property
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tensors by their names in the model, such as `score.weight`."""
+        return {
+            tensor.name.removeprefix("base_model.model."): tensor.shape for tensor in self.tensors
+        }
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Element types in use, sorted."""
         return tuple(sorted({tensor.dtype for tensor in self.tensors}))

@@ -14,14 +14,13 @@ from packager.errors import output_error
 from packager.gather import Gathered
 from packager.plan import AdapterSource
 from packager.plan.layout import tokenizer_files
-from packager.task import Task, class_count, find_task
+from packager.task import class_count, find_task
 from packager.untrusted import resolve_inside
 
 if TYPE_CHECKING:
     from packager.verify.behaviour import OnStep, Truth
 
 _CONFIGS = ("config.json", "generation_config.json")
-_WRAPPER = "base_model.model."
 
 
 class References:
@@ -70,17 +69,12 @@ class References:
                 source.spec.directory,
                 folder,
                 reading=READINGS[task.name],
-                labels=self._labels(source, task),
+                labels=class_count(task, source.spec.saved_shapes),
                 progress=self._progress,
             )
             self._found = (self._stack.enter_context(truth), folder)
             self._name = source.name
         return self._found
-
-    def _labels(self, source: AdapterSource, task: Task) -> int | None:
-        """Classes of the adapter's own head, or None where it has none or the base knows them."""
-        shapes = {ref.name.removeprefix(_WRAPPER): ref.shape for ref in source.spec.tensors}
-        return class_count(task, shapes)
 
 
 @contextmanager

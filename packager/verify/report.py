@@ -19,10 +19,17 @@ from packager.verify.figure import (
 )
 from packager.verify.ggufwording import describe_variant_kept
 from packager.verify.picture import FRAME, Picture, plan_layer_picture, plan_token_picture
-from packager.verify.proof import BehaviourCheck, Proof, TargetProof, TensorFigure, VariantProof
+from packager.verify.proof import (
+    BehaviourCheck,
+    EmbeddingCheck,
+    Proof,
+    TargetProof,
+    TensorFigure,
+    VariantProof,
+)
 from packager.verify.sizepicture import FRAME as SIZE_FRAME
 from packager.verify.sizepicture import plan_size_picture
-from packager.verify.wording import LevelResult, describe_kept, judge_proof, level_results
+from packager.verify.wording import CHOICES, LevelResult, describe_kept, judge_proof, level_results
 
 _TEMPLATE = "templates/report.html.j2"
 _UNKNOWN = "–"
@@ -119,7 +126,8 @@ def _show(value: object) -> object:
 
 def _importance(target: TargetProof) -> tuple[bool, bool]:
     """Sorts what failed to the top, then what was compared."""
-    compared = target.behaviour is not None or any(it.behaviour for it in target.variants)
+    single = target.behaviour or target.embedding
+    compared = single is not None or any(it.behaviour for it in target.variants)
     return target.passed, not compared
 
 
@@ -131,7 +139,7 @@ def _view_target(target: TargetProof) -> TargetView:
     return TargetView(
         title=f"{target.target}/{target.name}",
         results=level_results(target),
-        figures=_behaviour_figures(behaviour) if behaviour else (),
+        figures=_figures(target),
         kept=describe_kept(behaviour) if behaviour else "",
         tokens=plan_token_picture(behaviour) if behaviour else None,
         change=_layers(figures, "delta_ratio", "Size of the change, ‖ΔW‖ / ‖W‖, in"),
@@ -169,11 +177,54 @@ def _layers(figures: Sequence[TensorFigure], name: str, what: str) -> Picture | 
     return plan_layer_picture(figures, lambda figure: float(getattr(figure, name)), what)
 
 
+def _figures(target: TargetProof) -> tuple[Figure, ...]:
+    if target.embedding is not None:
+        return _vector_figures(target.embedding)
+    return _behaviour_figures(target.behaviour) if target.behaviour is not None else ()
+
+
+def _vector_figures(check: EmbeddingCheck) -> tuple[Figure, ...]:
+    def bound(name: str) -> str:
+        limit = check.thresholds.get(name)
+        return f"at most {describe_number(limit)}" if limit is not None else "no bound"
+
+    return (
+        Figure(
+            "Effect lost",
+            describe_number(check.effect_lost),
+            bound("effect_lost"),
+            "Mean error of this release over that of the base without the adapter. 0 is the "
+            "adapter in full, 1 is a release that has lost it.",
+        ),
+        Figure(
+            "Mean error",
+            describe_number(check.error_mean),
+            bound("error_mean"),
+            "How far a token's vector lies from that of base and adapter, as a share of its "
+            f"length. The base without the adapter: {describe_number(check.base_error)}.",
+        ),
+        Figure(
+            "Largest error",
+            describe_number(check.error_max),
+            bound("error_max"),
+            "The token where they lie furthest apart.",
+        ),
+        Figure(
+            "Least cosine",
+            f"{check.cosine_min:.6f}",
+            "no bound",
+            "Of the angle between a token's vector and that of base and adapter; of the mean "
+            f"vectors of whole prompts {check.text_cosine_min:.6f}.",
+        ),
+    )
+
+
 def _behaviour_figures(check: BehaviourCheck) -> tuple[Figure, ...]:
     def bound(name: str) -> str:
         limit = check.thresholds.get(name)
         return f"at most {describe_number(limit)}" if limit is not None else "no bound"
 
+    choice, _ = CHOICES[check.measure]
     return (
         Figure(
             "Effect lost",
@@ -203,10 +254,10 @@ def _behaviour_figures(check: BehaviourCheck) -> tuple[Figure, ...]:
             "base and adapter.",
         ),
         Figure(
-            "Same next token",
+            f"Same {choice}",
             describe_share(check.top1_agreement),
             "no bound",
-            "Positions with the same most likely next token. Between near-ties the rounding of "
+            f"Positions with the same most likely {choice}. Between near-ties the rounding of "
             "one digit decides, so this is shown, not judged.",
         ),
     )

@@ -15,13 +15,22 @@ from packager.verify.figure import (
 )
 from packager.verify.proof import (
     BehaviourCheck,
+    EmbeddingCheck,
     FilesCheck,
     Level,
+    Measure,
     Proof,
     TargetProof,
 )
 
 Tone = Literal["passed", "partial", "failed"]
+CHOICES: dict[Measure, tuple[str, str]] = {
+    "next token": ("next token", "position"),
+    "class": ("class", "text"),
+    "label": ("label", "token"),
+    "span": ("start or end of an answer", "choice"),
+}
+"""What a model chooses, and where."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ def is_truth_itself(target: TargetProof, level: Level) -> bool:
 
 def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
     """Returns what each level found, from bytes to behaviour."""
-    files, weights, behaviour = target.files, target.weights, target.behaviour
+    files, weights = target.files, target.weights
+    compared = target.behaviour or target.embedding
     bytes_found = _result(target, "files", files.problems if files else (), files_lines(files))
     if target.variants:
         blocks, models = ggufwording.blocks_lines(target), ggufwording.models_lines(target)
@@ -110,8 +120,8 @@ def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
         _result(
             target,
             "behaviour",
-            behaviour.problems if behaviour else (),
-            behaviour_lines(behaviour),
+            compared.problems if compared else (),
+            behaviour_lines(target.behaviour) or embedding_lines(target.embedding),
         ),
     )
 
@@ -154,13 +164,30 @@ def behaviour_lines(check: BehaviourCheck | None) -> tuple[str, ...]:
     """Returns what level `behaviour` found; nothing when it was not run."""
     if check is None:
         return ()
+    choice, place = CHOICES[check.measure]
+    writes = check.measure == "next token"
+    surprise = f"; perplexity times {check.perplexity_ratio:.4f}" if writes else ""
     return (
         f"{describe_kept(check)} of the adapter's effect kept: mean KL "
         f"{describe_number(check.kl_mean)} nats, {describe_number(check.base_kl_mean)} without "
         "the adapter",
-        f"same most likely next token at {describe_share(check.top1_agreement)} of "
-        f"{describe_count(check.tokens, 'position')}; perplexity times "
-        f"{check.perplexity_ratio:.4f}",
+        f"same most likely {choice} at {describe_share(check.top1_agreement)} of "
+        f"{describe_count(check.tokens, place)}{surprise}",
+    )
+
+
+def embedding_lines(check: EmbeddingCheck | None) -> tuple[str, ...]:
+    """Returns what level `behaviour` found of vectors; nothing when it was not run."""
+    if check is None:
+        return ()
+    kept = "no measurable share"
+    if "effect_lost" in check.thresholds:
+        kept = describe_share(1.0 - check.effect_lost)
+    return (
+        f"{kept} of the adapter's effect kept: vectors lie {describe_number(check.error_mean)} of "
+        f"their length off, {describe_number(check.base_error)} without the adapter",
+        f"least cosine {check.cosine_min:.6f} over {describe_count(check.tokens, 'token')}, "
+        f"{check.text_cosine_min:.6f} over the means of {describe_count(check.prompts, 'prompt')}",
     )
 
 
@@ -188,6 +215,12 @@ def _praise(proof: Proof) -> str:
     single = [target.behaviour for target in proof.targets]
     several = [variant.behaviour for target in proof.targets for variant in target.variants]
     checks = [check for check in (*single, *several) if check is not None]
+    vectors = [target.embedding for target in proof.targets if target.embedding is not None]
+    if not checks and vectors:
+        return (
+            f"On {describe_count(vectors[0].prompts, 'prompt')} the released model gives the "
+            "vectors that base and adapter give together."
+        )
     if not checks:
         return "Every file, and every weight that was checked, is as base and adapter make it."
     worst = max(checks, key=lambda check: check.effect_lost)

@@ -3,7 +3,8 @@
 Source: transformers 5.x, configuration classes; the layout is what save_pretrained reverts to
 (per-expert weights of a mixture, `visual.` beside `model.`), and where the Hub's first checkpoints
 are older than that, what they hold: openai-community/gpt2 without `transformer.`,
-google-bert/bert-base-uncased with `LayerNorm.gamma` and a head for pretraining only.
+google-bert/bert-base-uncased with `LayerNorm.gamma` and heads for pretraining only,
+google/flan-t5-small with a head of its own although transformers calls every T5 tied.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Architecture:
         embedding: Last name of the input embedding.
         head: Name of the head's module, or None.
         experts: Parameters of fused experts, as `target_parameters` takes them.
+        biased: Layers of attention that have a bias, by last name.
         rewrite: Turns what transformers saves into what the Hub holds, or None.
+        stated: What the Hub's `config.json` says besides.
         saved_class: Class that the base was saved from, where it is not the task's own.
         arguments: Of `from_pretrained`, such as the number of labels.
     """
@@ -58,7 +61,9 @@ class Architecture:
     embedding: str = "embed_tokens"
     head: str | None = "lm_head"
     experts: tuple[str, ...] = ()
+    biased: tuple[str, ...] = ()
     rewrite: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    stated: dict[str, Any] = field(default_factory=dict)
     saved_class: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -112,6 +117,9 @@ def write_base(architecture: Architecture, out: Path, *, dtype: str = "float32")
     if architecture.rewrite is not None:
         tensors = architecture.rewrite(load_file(out / _WEIGHTS))
         save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
+    if architecture.stated:
+        stated = {**read_config(out), **architecture.stated}
+        (out / "config.json").write_text(json.dumps(stated), encoding="utf-8")
     (out / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     return out
 
@@ -182,12 +190,23 @@ def _with_old_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _with_own_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(9)
+    shared = tensors["shared.weight"]
+    head = 0.15 * torch.randn(shared.shape, generator=random)
+    return {**tensors, "lm_head.weight": head.to(shared.dtype)}
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("Llama", _made("LlamaConfig", tie_word_embeddings=False)),
     "mistral": Architecture(
         "Mistral", _made("MistralConfig", sliding_window=6, tie_word_embeddings=False)
     ),
-    "qwen2": Architecture("Qwen2", _made("Qwen2Config", tie_word_embeddings=True)),
+    "qwen2": Architecture(
+        "Qwen2",
+        _made("Qwen2Config", tie_word_embeddings=True),
+        biased=("q_proj", "k_proj", "v_proj"),
+    ),
     "qwen3": Architecture("Qwen3", _made("Qwen3Config", tie_word_embeddings=True)),
     "gemma2": Architecture("Gemma 2", _made("Gemma2Config", query_pre_attn_scalar=8)),
     "gemma3": Architecture("Gemma 3", _made("Gemma3TextConfig", query_pre_attn_scalar=8)),
@@ -205,6 +224,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         attention=("c_attn", "c_proj"),
         linear=("c_attn", "c_proj", "c_fc"),
+        biased=("c_attn", "c_proj"),
         embedding="wte",
         rewrite=_without_prefix,
     ),
@@ -236,6 +256,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         ),
         linear=("q_proj", "k_proj", "v_proj", "o_proj"),
+        biased=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
     ),
     "bert": Architecture(
@@ -249,6 +270,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         task="SEQ_CLS",
         attention=("query", "key", "value"),
         linear=("query", "key", "value", "dense"),
+        biased=("query", "key", "value"),
         embedding="word_embeddings",
         head="classifier",
         rewrite=_with_old_norms,
@@ -259,7 +281,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "T5",
         lambda: transformers.T5Config(
             vocab_size=TOKENS, d_model=HIDDEN, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-            dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+            dropout_rate=0.0, feed_forward_proj="gated-gelu",
             decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         ),
         auto="AutoModelForSeq2SeqLM",
@@ -267,12 +289,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention=("q", "k", "v", "o"),
         linear=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
         embedding="shared",
+        rewrite=_with_own_head,
+        stated={"tie_word_embeddings": False},
     ),
     "qwen2.5-vl": Architecture(
         "Qwen2.5-VL",
         _vision,
         auto="AutoModelForImageTextToText",
         attention=("q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
+        biased=("q_proj", "k_proj", "v_proj", "qkv"),
         linear=(
             "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv",
         ),

@@ -120,7 +120,7 @@ def _train(row: Architecture, column: Feature, base: Base, out: Path) -> None:
     tuned.save_pretrained(out)
 
 
-_REFUSALS = (ValueError, TypeError, NotImplementedError, KeyError, AttributeError, RuntimeError)
+_REFUSALS = (ValueError, TypeError, NotImplementedError, LookupError, AttributeError, RuntimeError)
 """What PEFT raises for what it does not take."""
 
 
@@ -133,7 +133,8 @@ def _fit(tuned: Any, inputs: Inputs) -> None:
         optimiser.step()
         optimiser.zero_grad()
     idle = [name for name, item in named.items() if not bool(item.any())]
-    assert not idle, f"not trained: {idle[:3]}"
+    if idle:
+        raise UntrainableError(f"without effect: {idle[0]}")
 
 
 def _load_peft(column: Feature, base: Base, adapter: Path) -> Any:
@@ -141,17 +142,18 @@ def _load_peft(column: Feature, base: Base, adapter: Path) -> Any:
     model = copy.deepcopy(base.model)
     if column.prepare is not None:
         column.prepare(model)
-    tuned = peft.PeftModel.from_pretrained(model, adapter)
-    # A trained head's copy below its wrapper is not used.
-    return tuned.eval()
+    return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
 def _compare(row: Architecture, column: Feature, base: Base, place: Path) -> Figures:
     tuned = _load_peft(column, base, place / "adapter")
     merged = _load_merged(row, base, place / "out")
     expected = _logits(tuned, base.inputs)
-    effect = (_logits(base.model, base.inputs) - expected).norm()
+    without = _logits(base.model, base.inputs)
+    known = min(without.shape[-1], expected.shape[-1])  # new tokens have no counterpart
+    effect = (without[..., :known] - expected[..., :known]).norm()
     error = (_logits(merged, base.inputs) - expected).norm()
+    _untie(tuned)
     truth = copy.deepcopy(tuned).double().merge_and_unload().state_dict()
     theirs = tuned.merge_and_unload().state_dict()
     ours, before = merged.state_dict(), base.model.state_dict()
@@ -167,6 +169,20 @@ def _compare(row: Architecture, column: Feature, base: Base, place: Path) -> Fig
         effect=float(effect / expected.norm()),
         lost=float(error / effect),
     )
+
+
+def _untie(tuned: Any) -> None:
+    """Gives a tied head weights of its own.
+
+    PEFT merges in place, and what it merges into a tied head is then in the embedding as well: its
+    merged model is another than its unmerged one, which is the truth.
+    """
+    head, embedding = tuned.get_output_embeddings(), tuned.get_input_embeddings()
+    if head is None or embedding is None:
+        return
+    head, embedding = (getattr(item, "base_layer", item) for item in (head, embedding))
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _load_merged(row: Architecture, base: Base, folder: Path) -> Any:

@@ -30,8 +30,6 @@ class Feature:
         config: Makes PEFT's configuration for an architecture.
         prepare: Changes the base in memory before PEFT wraps it, or None.
         base: How the base is stored.
-        reloads: Whether the truth is the adapter loaded onto a fresh base, because wrapping
-            changed the base in training.
     """
 
     title: str
@@ -39,7 +37,6 @@ class Feature:
     config: Configure
     prepare: Callable[[Any], None] | None = None
     base: str = "float32"
-    reloads: bool = False
 
 
 def _lora(**arguments: Any) -> Configure:
@@ -69,6 +66,10 @@ def _fill(value: Any, architecture: Architecture) -> Any:
 
 def _all(architecture: Architecture) -> list[str]:
     return list(architecture.linear)
+
+
+def _biased(architecture: Architecture) -> list[str]:
+    return list(architecture.biased or architecture.attention)
 
 
 def _last(architecture: Architecture) -> str:
@@ -105,7 +106,7 @@ FEATURES: dict[str, Feature] = {
     "dora": Feature("DoRA", "LoRA", _lora(use_dora=True, target_modules=_all)),
     "bias-all": Feature('bias="all"', "LoRA", _lora(bias="all")),
     "bias-lora": Feature('bias="lora_only"', "LoRA", _lora(bias="lora_only")),
-    "lora-bias": Feature("lora_bias", "LoRA", _lora(lora_bias=True)),
+    "lora-bias": Feature("lora_bias", "LoRA", _lora(lora_bias=True, target_modules=_biased)),
     "embedding": Feature(
         "LoRA on the embedding",
         "LoRA",
@@ -124,8 +125,8 @@ FEATURES: dict[str, Feature] = {
     "layer-replication": Feature(
         "layer_replication", "LoRA", _lora(layer_replication=[[0, 2], [1, 2]])
     ),
-    "pissa": Feature("PiSSA", "LoRA", _lora(init_lora_weights="pissa"), reloads=True),
-    "olora": Feature("OLoRA", "LoRA", _lora(init_lora_weights="olora"), reloads=True),
+    "pissa": Feature("PiSSA", "LoRA", _lora(init_lora_weights="pissa")),
+    "olora": Feature("OLoRA", "LoRA", _lora(init_lora_weights="olora")),
     "saved-head": Feature(
         "modules_to_save: head",
         "Whole tensors",
