@@ -41,6 +41,10 @@ bench-serve *args: env
 test-load *args: env
     "{{ bin }}/python" -m pytest -m soak {{ args }}
 
+# Run the matrix of features and architectures and write docs/support.md from what it did.
+support: env
+    OMP_NUM_THREADS=1 "{{ bin }}/python" -m pytest tests/matrix --update-support
+
 # Check that every command and link in the documentation holds.
 docs: env
     "{{ bin }}/python" -m pytest tests/test_readme.py
