@@ -14,9 +14,10 @@ from packager.errors import (
     LorapackError,
     UnsupportedFeatureError,
 )
+from packager.plan.change import HEAD_NAME
 from packager.plan.layout import needs_folding
 from packager.plan.option import ReleaseOptions
-from packager.plan.rule import HEAD_NAME, find_base_weight
+from packager.plan.rule import find_base_weight
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, TargetPlan
 from packager.serving.document import adapter_path, original_path, template_path

@@ -27,10 +27,10 @@ NOISE: Mapping[ServedType, float] = {"bfloat16": 0.05, "float16": 2e-3, "float32
 """Mean divergence in nats that computing in a type may cause at the places asked about.
 
 Measured on SmolLM2-135M-Instruct, a hard case since larger models average rounding out, with two
-adapters of effects 3.4 and 2.4: in bfloat16 0.019 and 0.001 by vLLM on a processor, the base 0.0007;
-0.003 by transformers. The first adapter at 0.7 of its scale is 1.0 off, at half of it 2.6, at twice
-1.6. float16 has 8 times finer steps, float32
-2^16 times, and divergence goes with their square; other orders of addition are allowed for.
+adapters of effects 3.4 and 2.4: in bfloat16 0.019 and 0.001 by vLLM on a processor, 0.0007 for the
+base; 0.003 by transformers. The first adapter at 0.7 of its scale is 1.0 off, at half of it 2.6,
+at twice 1.6. float16 has 8 times finer steps, float32 2^16 times, and divergence goes with their
+square; other orders of addition are allowed for.
 """
 
 _SHARE = 0.01
