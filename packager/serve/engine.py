@@ -50,7 +50,8 @@ def find_vllm(given: Path | None) -> Vllm | None:
         InputError: The given Python has no vLLM.
     """
     if given is not None:
-        found = _look(given)
+        # The engine runs in another folder; a link is kept, since it tells the environment.
+        found = _look(given.absolute())
         if found is None:
             raise InputError(
                 "vLLM is not installed for that Python",

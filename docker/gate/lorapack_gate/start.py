@@ -30,14 +30,14 @@ _REFUSED_FLAGS = {
     "--config": f"the configuration is the bundle's {CONFIG_NAME}",
     "--root-path": "paths are compared as they come",
 }
-_CLOSED_VARIABLES = {
+_CLOSED_VARIABLES = (
     # Lets any caller load an adapter from any path.
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     # Adds routes that put the engine to sleep or call into it.
-    "VLLM_SERVER_DEV_MODE": "",
+    "VLLM_SERVER_DEV_MODE",
     # Keys are the gate's business; vLLM's own check would refuse the probe.
-    "VLLM_API_KEY": "",
-}
+    "VLLM_API_KEY",
+)
 _PR_SET_PDEATHSIG = 1
 
 
