@@ -70,6 +70,7 @@ class Family:
         optional_prefix: Stands before all names in some checkpoints.
         foreign: Starts of names of another modality, which a language model does not need.
         reads_head: Whether llama.cpp reads an output head; otherwise it takes the embedding.
+        needs_head: Whether llama.cpp does not load a model without an output head of its own.
         rules: Keys that hold a setting.
         usual: Whether the keys of RoPE are among them.
         own_keys: The keys that need more than a rule.
@@ -92,6 +93,7 @@ class Family:
     optional_prefix: str = ""
     foreign: tuple[str, ...] = ()
     reads_head: bool = True
+    needs_head: bool = False
     rules: tuple[KeyRule, ...] = USUAL
     usual: bool = True
     own_keys: Callable[[str, Settings], tuple[GgufKey, ...]] = no_keys

@@ -11,6 +11,11 @@ from packager.gguf.rope import long_attention_factor, long_factors
 from packager.gguf.setting import Settings, as_number, setting_error
 from packager.gguf.value import GgufKey, GgufTensor
 
+_OTHERWISE = (
+    "serve the merged model with transformers or vLLM: --target merged; in llama.cpp it would "
+    "answer otherwise than base and adapter do"
+)
+
 
 def llama_keys(architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
     """Returns how much of a head is rotated: all of it."""
@@ -36,12 +41,79 @@ def granite_keys(architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
     )
 
 
+def qwen2moe_keys(_architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
+    """Returns nothing, for a model whose experts count as much as llama.cpp lets them.
+
+    Raises:
+        UnsupportedFeatureError: The weights of the chosen experts are made to sum to one.
+    """
+    _check_expert_weights(settings, summing=False)
+    return ()
+
+
+def qwen3moe_keys(_architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
+    """Returns nothing, for a model whose experts count as much as llama.cpp lets them.
+
+    Raises:
+        UnsupportedFeatureError: The weights of the chosen experts do not sum to one.
+    """
+    _check_expert_weights(settings, summing=True)
+    return ()
+
+
+def _check_expert_weights(settings: Settings, *, summing: bool) -> None:
+    """Refuses what llama.cpp computes otherwise, since no key of these families tells it.
+
+    Source: llama.cpp 0c1e57098, src/models/qwen2moe.cpp and qwen3moe.cpp, build_moe_ffn.
+    """
+    stated = bool(settings.find("norm_topk_prob"))
+    if stated != summing:
+        raise UnsupportedFeatureError(
+            "llama.cpp weighs the experts of this architecture otherwise than this model does",
+            where="config.json: norm_topk_prob",
+            expected=str(summing).lower(),
+            found=str(stated).lower(),
+            hint=_OTHERWISE,
+        )
+
+
+def gemma2_keys(_architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
+    """Returns nothing, for a model whose attention is scaled as llama.cpp does it.
+
+    Raises:
+        UnsupportedFeatureError: It is scaled otherwise.
+    """
+    _check_attention_scale(settings, layers_of_27b=46)
+    return ()
+
+
+def _check_attention_scale(settings: Settings, *, layers_of_27b: int) -> None:
+    """Refuses what llama.cpp computes otherwise, since no key of these families tells it.
+
+    Source: llama.cpp 0c1e57098, src/models/gemma2.cpp and gemma3.cpp, load_arch_hparams: the
+    largest model is known by its number of layers.
+    """
+    taken = settings.head_size
+    if settings.count("num_hidden_layers") == layers_of_27b:
+        taken = settings.count("hidden_size") // settings.count("num_attention_heads")
+    if settings.number("query_pre_attn_scalar") != taken:
+        raise UnsupportedFeatureError(
+            "llama.cpp scales the attention of this architecture otherwise than this model does",
+            where="config.json: query_pre_attn_scalar",
+            expected=str(taken),
+            found=f"{settings.number('query_pre_attn_scalar'):g}",
+            hint=_OTHERWISE,
+        )
+
+
 def gemma3_keys(architecture: str, settings: Settings) -> tuple[GgufKey, ...]:
     """Returns Gemma 3's soft cap and the width of its sliding window.
 
     Raises:
-        UnsupportedFeatureError: Attention is capped, which Gemma 3 has given up.
+        UnsupportedFeatureError: Attention is capped, which Gemma 3 has given up, or scaled
+            otherwise than llama.cpp does it.
     """
+    _check_attention_scale(settings, layers_of_27b=62)
     if settings.find("attn_logit_softcapping") is not None:
         raise UnsupportedFeatureError(
             "GGUF has no capped attention for Gemma 3",

@@ -12,12 +12,15 @@ from packager.gguf import familyname as names
 from packager.gguf.family import Family, table
 from packager.gguf.familykey import (
     cohere_keys,
+    gemma2_keys,
     gemma3_keys,
     gpt2_keys,
     olmo2_keys,
     phi2_keys,
     phi3_factors,
     phi3_keys,
+    qwen2moe_keys,
+    qwen3moe_keys,
     stablelm_keys,
 )
 from packager.gguf.familyllama import GRANITE, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
@@ -64,7 +67,7 @@ _QWEN2_MOE = Family(
     table(
         **_QWEN_DEFAULTS | {"num_key_value_heads": 16},
         num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632,
+        shared_expert_intermediate_size=5632, norm_topk_prob=False,
     ),
     names.OUTER,
     names.QWEN2_MOE,
@@ -74,6 +77,8 @@ _QWEN2_MOE = Family(
         _EXPERT_WIDTH,
         rule("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
     ),
+    needs_head=True,
+    own_keys=qwen2moe_keys,
 )  # fmt: skip
 _QWEN3_MOE = replace(
     _QWEN2_MOE,
@@ -81,9 +86,11 @@ _QWEN3_MOE = replace(
     classes=("Qwen3MoeForCausalLM",),
     defaults=table(
         **_QWEN_DEFAULTS | {"num_key_value_heads": 4},
-        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=False,
     ),
     inner=names.QWEN3_MOE,
+    needs_head=False,
+    own_keys=qwen3moe_keys,
 )  # fmt: skip
 
 _GEMMA_RULES = (
@@ -96,6 +103,7 @@ _GEMMA2 = Family(
         vocab_size=256000, hidden_size=2304, num_attention_heads=8, num_key_value_heads=4,
         head_dim=256, max_position_embeddings=8192, rms_norm_eps=1e-6, sliding_window=4096,
         attn_logit_softcapping=50.0, final_logit_softcapping=30.0, tie_word_embeddings=True,
+        num_hidden_layers=26, query_pre_attn_scalar=256,
     ),
     names.OUTER,
     names.GEMMA2,
@@ -108,6 +116,7 @@ _GEMMA2 = Family(
         WINDOW,
     ),
     usual=False,
+    own_keys=gemma2_keys,
     vocabularies=("sentencepiece",),
     space_prefix="never",
 )  # fmt: skip
@@ -119,7 +128,7 @@ _GEMMA3 = replace(
         vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
         num_attention_heads=8, num_key_value_heads=4, head_dim=256,
         max_position_embeddings=131072, rms_norm_eps=1e-6, sliding_window=4096,
-        rope_theta=1e6, rope_local_base_freq=1e4,
+        rope_theta=1e6, rope_local_base_freq=1e4, query_pre_attn_scalar=256,
     ),
     inner=names.GEMMA3,
     optional_prefix="language_model.",
@@ -144,6 +153,7 @@ _PHI2 = Family(
     rules=(rule("context_length", "n_positions", "max_position_embeddings"), EMBEDDING, HEADS,
            EPSILON),
     usual=False,
+    needs_head=True,
     own_keys=phi2_keys,
     tokenizer_defaults=(GgufKey("tokenizer.ggml.add_bos_token", "bool", value=False),),
 )  # fmt: skip
@@ -194,6 +204,7 @@ _STABLELM = Family(
         rule("attention.layer_norm_epsilon", "layer_norm_eps", "norm_eps", type="float32"),
     ),
     usual=False,
+    needs_head=True,
     own_keys=stablelm_keys,
 )  # fmt: skip
 _OLMO2 = Family(
@@ -205,6 +216,7 @@ _OLMO2 = Family(
     ),
     names.OUTER,
     names.OLMO2,
+    needs_head=True,
     own_keys=olmo2_keys,
 )  # fmt: skip
 _STARCODER2 = Family(

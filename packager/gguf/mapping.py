@@ -128,6 +128,15 @@ class _Mapping:
         for name in ("token_embd.weight", "output_norm.weight"):
             if name not in self.seen:
                 raise _missing(f"the tensor that becomes {name}", "nothing like it")
+        if self.family.needs_head and "output.weight" not in self.seen:
+            raise UnsupportedFeatureError(
+                "llama.cpp does not load this architecture without an output head of its own",
+                where="config.json: tie_word_embeddings",
+                expected="false, and a tensor lm_head.weight",
+                found="a head that is the embedding",
+                hint="release with --target merged, or train with lm_head in target_modules: the "
+                "merged model then has a head of its own",
+            )
         blocks = {name.split(".")[1] for name in self.seen if name.startswith("blk.")}
         if len(blocks) != self.layers:
             raise _missing(f"{self.layers} layers", f"{len(blocks)}")

@@ -32,6 +32,7 @@ _QWEN_EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }  # fmt: skip
+_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64}
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ CASES = {
     "qwen2": Case("Qwen2", {"rope_parameters": _YARN}, rows=13),
     "qwen3": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen2-moe": Case("Qwen2Moe", _QWEN_EXPERTS),
-    "qwen3-moe": Case("Qwen3Moe", {**_QWEN_EXPERTS, "head_dim": 32}),
-    "gemma2": Case("Gemma2", {"head_dim": 32, "sliding_window": 64}, pieces=True),
-    "gemma3": Case("Gemma3", {"head_dim": 32, "sliding_window": 64}, pieces=True),
+    "qwen3-moe": Case("Qwen3Moe", {**_QWEN_EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
+    "gemma2": Case("Gemma2", _GEMMA, pieces=True),
+    "gemma3": Case("Gemma3", _GEMMA, pieces=True),
     "gemma3-untied": Case("Gemma3", {
-        "head_dim": 32, "sliding_window": 64, "tie_word_embeddings": False,
+        **_GEMMA, "tie_word_embeddings": False,
         "final_logit_softcapping": 20.0}, pieces=True),
     "phi2": Case("Phi", {"num_key_value_heads": 4}),
     "phi3": Case("Phi3", pieces=True, settings={"sliding_window": 128}),

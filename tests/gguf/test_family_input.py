@@ -9,6 +9,7 @@ import pytest
 
 from packager.errors import BaseError, InputError, UnsupportedFeatureError
 from packager.gguf import GgufModel, GgufTensor, map_model
+from packager.gguf.mapping import architecture_keys
 from tests.gguf.conftest import Converted
 from tests.gguf.reading import map_folder, read_config, read_shapes
 
@@ -196,3 +197,48 @@ def test_wrong_rope_factors_are_named(
 def test_attention_cap_of_gemma3_is_refused(converted: dict[str, Converted]) -> None:
     with pytest.raises(UnsupportedFeatureError, match="capped attention"):
         map_changed(converted["gemma3"].model, {}, attn_logit_softcapping=50.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "expected"),
+    [
+        ("qwen3-moe", "norm_topk_prob", False, "true"),
+        ("qwen2-moe", "norm_topk_prob", True, "false"),
+        ("gemma2", "query_pre_attn_scalar", 256, "32"),
+        ("gemma3", "query_pre_attn_scalar", 24, "32"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(
+    name: str, setting: str, value: Any, expected: str, converted: dict[str, Converted]
+) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="otherwise than this model") as caught:
+        map_changed(converted[name].model, {}, **{setting: value})
+    assert caught.value.where == f"config.json: {setting}"
+    assert caught.value.expected == expected
+    assert "--target merged" in caught.value.hint
+
+
+def test_largest_gemmas_are_scaled_by_their_width() -> None:
+    # google/gemma-3-27b-it and google/gemma-2-27b-it.
+    for layers, model_class, width, scalar in (
+        (62, "Gemma3ForCausalLM", 5376, 168),
+        (46, "Gemma2ForCausalLM", 4608, 144),
+    ):
+        config = {
+            "architectures": [model_class], "hidden_size": width, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 128, "num_hidden_layers": layers,
+            "intermediate_size": 21504, "query_pre_attn_scalar": scalar,
+        }  # fmt: skip
+        assert architecture_keys(config)
+        with pytest.raises(UnsupportedFeatureError, match="scales the attention"):
+            architecture_keys({**config, "query_pre_attn_scalar": 128})
+
+
+@pytest.mark.parametrize("name", ["stablelm", "olmo2", "phi2", "qwen2-moe"])
+def test_head_that_llama_cpp_needs_is_asked_for(name: str, converted: dict[str, Converted]) -> None:
+    folder = converted[name].model
+    assert "lm_head.weight" in read_shapes(folder)
+    with pytest.raises(UnsupportedFeatureError, match="without an output head") as caught:
+        map_changed(folder, {"lm_head.weight": None}, tie_word_embeddings=True)
+    assert caught.value.where == "config.json: tie_word_embeddings"
+    assert "lm_head in target_modules" in caught.value.hint

@@ -26,15 +26,12 @@ TEST_PRE = "llama-bpe"
 # Source: llama.cpp 0c1e57098, src/models/*.cpp: what it takes for granted and no key tells it.
 RUNNABLE: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.5},
-    "qwen3-moe": {"norm_topk_prob": True},
-    "gemma2": {"query_pre_attn_scalar": 32},
-    "gemma3": {"query_pre_attn_scalar": 32},
-    "gemma3-untied": {"query_pre_attn_scalar": 32},
     "phi2": {"intermediate_size": 256},
     # Which of the two sets of factors counts, the two programs tell by different lengths.
     "phi3-long": {"original_max_position_embeddings": 512},
 }
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"]
 QUANTS = ("F32", "Q8_0", "Q4_K_M")
 
 
@@ -94,9 +91,13 @@ def families(
     with pytest.MonkeyPatch.context() as patch:
         known_tokenizer(patch)
         for name, base in bases.items():
-            # PEFT trains experts as fused parameters, which nothing merges yet.
-            modules = "all-linear" if not name.endswith(("moe", "mixtral")) else ATTENTION
-            adapter = models.make_adapter(base, root / name / "pirate", target_modules=modules)
+            is_mixture = name.endswith(("moe", "mixtral"))
+            adapter = models.make_adapter(
+                base,
+                root / name / "pirate",
+                target_modules=ATTENTION if is_mixture else "all-linear",
+                target_parameters=EXPERTS if is_mixture else None,
+            )
             options = ReleaseOptions(
                 targets=("merged", "ollama"), dtype="F32", license="mit", quants=QUANTS
             )
