@@ -1,160 +1,58 @@
-"""PEFT as the oracle of a merge: an adapter of any configuration, released, and compared with it.
-
-The truth is PEFT's own merge of the base in float64, where weights that are tied were taken apart
-before, so that one side's update does not reach the other.
-"""
+"""Base and adapter of a tiny family, merged by a release and by PEFT."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
 
-from packager.plan import ReleaseOptions
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
-from tests.merge.conftest import load, read_tensors
+from packager.release import merge_to_folder
+from tests.merge.families import answer, load, load_tuned, save_adapter
 
-BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
-TOKENS = torch.arange(4, 100).view(4, 24)
+SHARD_BYTES = 5 << 30
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A base, an adapter, and the merged model of a release."""
+class Pair:
+    """A base and an adapter for it."""
 
+    family: str
     base: Path
     adapter: Path
     folder: Path
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """`config.json` of the merged model."""
-        found: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
-        return found
+
+def save_pair(family: str, base: Path, folder: Path, **lora: Any) -> Pair:
+    return Pair(family, base, save_adapter(family, base, folder / "adapter", **lora), folder)
 
 
-Change = Callable[[Any], None]
-"""Done to the base model before the adapter is attached, such as resizing the vocabulary."""
+def merge(pair: Pair, out: Path | None = None) -> Path:
+    merged = out or pair.folder / "merged"
+    merge_to_folder(str(pair.base), pair.adapter, merged, SHARD_BYTES, Silent())
+    return merged
 
 
-def write_adapter(base: Path, out: Path, change: Change | None = None, **config: Any) -> Path:
-    """Attaches an adapter, gives every tensor that it would train other values, and saves it."""
-    arguments = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **config}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = load(base)
-        if change is not None:
-            change(model)
-        tuned = get_peft_model(model, LoraConfig(**arguments))
-        trained = [weight for weight in tuned.parameters() if weight.requires_grad]
-        assert trained
-        with torch.no_grad():
-            for weight in trained:
-                weight.add_(torch.randn_like(weight) * 0.15)
-    tuned.save_pretrained(out)
-    return out
-
-
-def merge(base: Path, adapter: Path, out: Path, *, dtype: str | None = None) -> Merged:
-    """Releases a merged model, whose weights the release proves."""
-    request = ReleaseRequest(
-        adapters=(("a", adapter),),
-        out=out,
-        base=str(base),
-        options=ReleaseOptions(targets=("merged",), dtype=dtype),
-        behaviour=False,
-    )
-    return Merged(base, adapter, release(request, Silent()).bundle / "merged/a")
-
-
-def attach(merged: Merged, change: Change | None = None, dtype: str = "float32") -> Any:
-    """Loads base and adapter with PEFT."""
-    model = load(merged.base, dtype)
-    if change is not None:
-        change(model)
-    return PeftModel.from_pretrained(model, merged.adapter).eval()
-
-
-def true_tensors(merged: Merged, change: Change | None = None) -> dict[str, Tensor]:
-    """Merges in float64, each weight for itself, by the names that a state has."""
-    tuned = attach(merged, change).double()
-    _take_apart(tuned)
-    state: dict[str, Tensor] = tuned.merge_and_unload().state_dict()
-    return state
-
-
-def _take_apart(model: nn.Module) -> None:
-    """Gives each layer that shares its weight with another one of its own."""
-    seen: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            continue
-        weight = module._parameters.get("weight")
-        if weight is not None and id(weight) in seen:
-            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        seen.add(id(module._parameters.get("weight")))
-
-
-def check_tensors(merged: Merged, change: Change | None = None) -> set[str]:
-    """Compares every tensor with the truth and with PEFT's merge in the output's own dtype.
-
-    Returns:
-        Names of the tensors that differ from the base's.
-    """
-    truth, found = true_tensors(merged, change), read_tensors(merged.folder)
-    base = read_tensors(merged.base)
-    dtype = merged.config["dtype"]
-    rounded = attach(merged, change, dtype)
-    _take_apart(rounded)
-    peft = rounded.merge_and_unload().state_dict()
-    changed = set()
-    for name, values in found.items():
-        wanted = truth[name]
-        assert values.shape == wanted.shape, name
-        error = (values.double() - wanted).abs()
-        unit = 2.0 ** (wanted.abs().clamp_min(2.0**-60).log2().floor() - BITS[values.dtype])
-        slack = 0 if values.dtype == torch.float32 else wanted.abs().max() * 2.0**-20
-        assert bool((error <= 0.502 * unit + slack).all()), f"{name}: {error.max()}"
-        theirs = (peft[name].double() - wanted).abs().mean()
-        assert error.mean() <= theirs * (1 + 1e-6) + 1e-12, name
-        if name not in base or not torch.equal(values, base[name]):
-            changed.add(name)
-    assert truth.keys() - found.keys() <= {"lm_head.weight"}
-    if "lm_head.weight" not in found:
-        assert merged.config["tie_word_embeddings"] is True
-    return changed
-
-
-def check_logits(
-    merged: Merged, change: Change | None = None, *, lost: float = 1e-5, effect: float = 0.01
-) -> None:
-    """Compares the reloaded model with base and adapter, unmerged, in float32."""
-    with torch.inference_mode():
-        truth = attach(merged, change)(input_ids=TOKENS).logits.double()
-        found = load(merged.folder)(input_ids=TOKENS).logits.double()
-        plain = load(merged.base)(input_ids=TOKENS).logits.double()
-    assert found.shape == truth.shape
-    changed = (plain - truth[..., : plain.shape[-1]]).norm()
-    assert changed > effect * truth.norm(), "the adapter has next to no effect"
-    assert (found - truth).norm() <= lost * changed
-
-
-def round_base(base: Path, out: Path, dtype: str) -> Path:
-    """Copies a base with its weights in another dtype."""
-    shutil.copytree(base, out)
-    config = json.loads((out / "config.json").read_text("utf-8"))
-    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype}), "utf-8")
-    tensors = {k: v.to(getattr(torch, dtype)) for k, v in read_tensors(base).items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
+def check_against_peft(pair: Pair, merged: Path) -> None:
+    """Compares every tensor with PEFT's merge, and the reloaded model with PEFT's own answer."""
+    tuned = load_tuned(pair.family, pair.base, pair.adapter)
+    truth = answer(tuned)
+    before = load_file(pair.base / "model.safetensors")
+    ours = load_file(merged / "model.safetensors")
+    tuned.merge_and_unload().save_pretrained(pair.folder / "peft")
+    theirs = load_file(pair.folder / "peft" / "model.safetensors")
+    assert ours.keys() == theirs.keys() == before.keys()
+    changed = 0
+    for name, tensor in ours.items():
+        # PEFT computes the update in float32.
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=2e-6, msg=name)
+        is_changed = not torch.equal(theirs[name], before[name])
+        assert is_changed or torch.equal(tensor, before[name]), name
+        changed += is_changed
+    assert changed
+    effect = (answer(load(pair.family, pair.base)) - truth).norm()
+    assert effect > 0.01 * truth.norm(), "the adapter has next to no effect"
+    assert (answer(load(pair.family, merged)) - truth).norm() < 1e-4 * effect
