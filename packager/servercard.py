@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packager.container.deployment import plan_deployment
 from packager.markup import card_environment
 from packager.obligation import obligations
 from packager.serving.answer import Expected
@@ -38,6 +39,9 @@ def render_server_card(
         expected: The answers that it has to give, or None without a proof.
         folded: Adapters whose scale is part of their weights.
         differences: Adapter → relative difference of its ΔW from the one trained.
+
+    Raises:
+        InputError: The base cannot be spread over GPUs of the memory asked for.
     """
     models = {} if expected is None else {model.name: model for model in expected.models}
     shown = []
@@ -68,6 +72,7 @@ def render_server_card(
             proven=expected is not None,
             license=plan.base.license,
             duties=obligations(plan.base.license),
+            parallel=plan_deployment(plan).parallel,
         )
     )
 

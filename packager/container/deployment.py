@@ -114,9 +114,9 @@ def server_load(plan: ServingPlan) -> Load:
     )
 
 
-def render_template(name: str, deployment: Deployment) -> str:
-    """Returns a YAML template of `templates/vllm/` with every value quoted."""
-    values = {"served": deployment, "plan": deployment.plan, "port": PORT, "home": HOME}
+def render_template(name: str, deployment: Deployment, **more: Any) -> str:
+    """Returns a template of `templates/vllm/` with every value quoted as JSON, and so as YAML."""
+    values = {"served": deployment, "plan": deployment.plan, "port": PORT, "home": HOME, **more}
     return _environment().get_template(f"templates/vllm/{name}.j2").render(values)
 
 
