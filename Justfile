@@ -33,6 +33,10 @@ fix: env
 bench *args: env
     "{{ bin }}/python" -m tests.bench {{ args }}
 
+# Run the matrix of features and architectures and write docs/support.md from what it did.
+support: env
+    OMP_NUM_THREADS=1 "{{ bin }}/python" -m pytest tests/matrix --update-support
+
 # Compare a bundle's endpoint with plain vLLM: start, throughput, time to the first token.
 bench-serve *args: env
     "{{ bin }}/python" -m tests.bench.serve {{ args }}
@@ -40,10 +44,6 @@ bench-serve *args: env
 # Put a bundle's endpoint under load for three minutes: sixteen clients, good ones and bad ones.
 test-load *args: env
     "{{ bin }}/python" -m pytest -m soak {{ args }}
-
-# Run the matrix of features and architectures and write docs/support.md from what it did.
-support: env
-    OMP_NUM_THREADS=1 "{{ bin }}/python" -m pytest tests/matrix --update-support
 
 # Check that every command and link in the documentation holds.
 docs: env
