@@ -6,6 +6,7 @@ takes 3.5 GB, so it lies beside the kept models. Its distribution is called `vll
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -28,16 +29,20 @@ def keep_vllm() -> Path:
     place = cache_folder() / f"vllm-{key}"
     if not place.is_dir():
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".vllm.", dir=cache_folder()) as folder:
-            aside = Path(folder) / "whole"
-            _install(aside)
-            try:
-                # Its scripts name the old place; they are never run.
-                aside.rename(place)
-            except OSError:
-                # Another test run installed the same at the same time.
-                assert place.is_dir()
+        with (cache_folder() / ".vllm.lock").open("w") as lock:
+            # Two test processes must not load several GB twice.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.is_dir():
+                _make(place)
     return place / "bin" / "python"
+
+
+def _make(place: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".vllm.", dir=cache_folder()) as folder:
+        aside = Path(folder) / "whole"
+        _install(aside)
+        # Its scripts name the old place; they are never run.
+        aside.rename(place)
 
 
 def _install(folder: Path) -> None:
