@@ -10,6 +10,7 @@ from typing import Literal
 from packager.frontmatter import render_front_matter
 from packager.manifest import Evidence
 from packager.markup import Markdown, card_environment, escape_markdown, is_plain_word
+from packager.serving.engine import find_lora_rank
 from packager.task import Task, find_task
 from packager.verify.proof import LEVELS, BehaviourCheck, Measure, TargetProof
 
@@ -48,9 +49,6 @@ _COUNTED: dict[Measure, tuple[str, str]] = {
     "span": ("starts and ends of answers", "each position"),
     "embedding": ("vectors", "each value"),
 }
-
-# Source: vLLM 0.32.0, vllm/config/lora.py, MaxLoRARanks.
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -303,9 +301,7 @@ def _context(facts: CardFacts) -> dict[str, object]:
         "modules_left_out": max(0, len(adapter.target_modules) - _MAX_LISTED),
         "datasets": facts.datasets[:_MAX_LISTED],
         "levels": LEVELS,
-        "max_lora_rank": next((rank for rank in VLLM_RANKS if rank >= max(adapter.ranks)), None)
-        if adapter.ranks
-        else None,
+        "max_lora_rank": find_lora_rank(max(adapter.ranks)) if adapter.ranks else None,
         "lora_module": _lora_module(facts),
         "request": _request(facts),
         "gguf": facts.gguf,

@@ -7,7 +7,9 @@ model_executor/layers/quantization/__init__.py.
 
 from __future__ import annotations
 
-VLLM_VERSION = "0.32.0"
+from packager.adapter.feature import VLLM_CHECKED
+
+VLLM_VERSION = VLLM_CHECKED.removeprefix("vLLM ")
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank`."""

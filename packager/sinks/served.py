@@ -17,7 +17,7 @@ from torch import Tensor
 from packager.adapter import AdapterSpec
 from packager.errors import AdapterError, output_error
 from packager.manifest import FileEntry
-from packager.plan.serving import METADATA
+from packager.plan.servedadapter import METADATA
 from packager.rowreader import read_rows, torch_dtype
 from packager.sequential import SequentialFile
 from packager.serving.document import adapter_path

@@ -15,7 +15,6 @@ from packager.errors import (
     BaseError,
     InputError,
     LicenseError,
-    LorapackError,
     RejectedPlanError,
     UnsupportedFeatureError,
 )
@@ -137,29 +136,27 @@ def test_a_base_that_fits_on_no_gpus_is_refused(base: Path, plain: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "feature"),
+    ("lora", "feature"),
     [
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"use_dora": True}, "dora"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+        ({"trainable_token_indices": [3, 5]}, "trainable_token_indices"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on embeddings"),
     ],
 )
-def test_what_vllm_refuses_is_refused_before(
-    base: Path, adapter: Path, change: dict[str, Any], feature: str
+def test_what_vllm_refuses_is_served_merged(
+    base: Path, tmp_path: Path, lora: dict[str, Any], feature: str
 ) -> None:
-    configure(adapter, **change)
-    found = [item for item in problems(base, a=adapter) if feature in item.what]
-    assert found
-    assert all(isinstance(item, LorapackError) for item in found)
-
-
-def test_dora_is_served_merged(base: Path, tmp_path: Path) -> None:
-    dora = make_adapter(base, tmp_path / "dora", use_dora=True)
-    found = [item for item in problems(base, a=dora) if "'dora'" in item.what]
+    adapter = make_adapter(base, tmp_path / "special", **lora)
+    found = [item for item in problems(base, a=adapter) if repr(feature) in item.what]
     assert type(found[0]) is UnsupportedFeatureError
     assert "vLLM 0.32.0 cannot serve" in found[0].what
     assert "--target merged" in found[0].hint
+
+
+def test_an_initialisation_that_changed_the_base_is_refused(base: Path, adapter: Path) -> None:
+    configure(adapter, init_lora_weights="pissa")
+    assert any("'init_lora_weights'" in item.what for item in problems(base, a=adapter))
 
 
 def test_a_rank_above_all_is_refused(base: Path, tmp_path: Path) -> None:
