@@ -14,6 +14,10 @@ from packager.trainingfact import read_training
 DEFAULT: MergeBase = "dequantized"
 """Where it cannot be measured: these are the weights that the adapter was trained to correct."""
 
+_EVIDENCE = {
+    "lock": "the adapter's lock", "card": "the adapter's card", "option": "--loaded-in",
+}  # fmt: skip
+
 
 def settle_merge_base(gathered: Gathered, options: ReleaseOptions) -> Gathered:
     """Returns the sources with the base that is merged onto, and what is known of training.
@@ -101,3 +105,32 @@ def _agreed(
             hint="release them one by one, or with --merge-base 16bit",
         )
     return training
+
+
+def settled_options(options: ReleaseOptions, gathered: Gathered) -> ReleaseOptions:
+    """Returns the options with what was chosen, so that a bundle can be planned again."""
+    known = [source.training for source in gathered.adapters if source.training is not None]
+    base = gathered.base
+    if base.merge_base is None:
+        return options
+    loaded_in = known[0].loaded_in if known and base.training is not None else options.loaded_in
+    return replace(options, merge_base=base.merge_base, loaded_in=loaded_in)
+
+
+def merge_base_notes(base: BaseSource) -> list[str]:
+    """Says what adapters are merged onto, where that is not just the base."""
+    count = base.index.quantised_count
+    if base.training is not None:
+        return [
+            f"merged onto {base.training.describe()}, as training saw it (known from "
+            f"{_EVIDENCE[base.training.evidence]}); --merge-base 16bit merges onto the base as it "
+            "is stored"
+        ]
+    if count:
+        return [f"{count} tensors of the base are stored quantised; they are dequantised"]
+    if base.merge_base == "16bit":
+        return [
+            "the adapter was trained on a quantised load of the base; it is merged onto the base "
+            "as it is stored"
+        ]
+    return []

@@ -25,6 +25,7 @@ from packager.manifest import (
     TargetRecord,
     render_manifest,
 )
+from packager.mergebase import as_stored, merge_base_notes, settle_merge_base, settled_options
 from packager.plan import ReleaseOptions, ReleasePlan, TargetPlan, plan_release
 from packager.plan.choice import record_choices
 from packager.plan.gguf import map_source
@@ -124,11 +125,40 @@ def plan_request(
         hollow=hollow,
         progress=progress,
     )
-    plan = plan_gathered(gathered, options)
+    gathered = settle_merge_base(gathered, options)
+    plan = _plan_settled(gathered, options)
     if imatrix is not None:
         _check_imatrix(imatrix, plan, gathered)
     threads = request.threads or len(os.sched_getaffinity(0))
     return Prepared(gathered, plan, Making(options, threads, imatrix))
+
+
+def _plan_settled(gathered: Gathered, options: ReleaseOptions) -> ReleasePlan:
+    plan = plan_gathered(gathered, options)
+    return replace(plan, notes=(*plan.notes, *merge_base_notes(gathered.base)))
+
+
+def _take_closer_base(
+    prepared: Prepared, request: ReleaseRequest, progress: Progress
+) -> tuple[Prepared, str]:
+    """Merges onto the form of the base that is measured as closer to training.
+
+    Returns:
+        What is made then, and one line of how that was decided; empty where nothing was to be.
+    """
+    from packager.verify.check import measure_closer_base
+
+    base = prepared.gathered.base
+    if request.options.merge_base is not None or base.training is None:
+        return prepared, ""
+    if not request.behaviour:
+        return prepared, "not measured: --no-behaviour was given"
+    closer, line = measure_closer_base(prepared.gathered, prepared.plan, progress)
+    if closer == base.merge_base:
+        return prepared, line
+    gathered = as_stored(prepared.gathered)
+    plan = _plan_settled(gathered, prepared.making.options)
+    return replace(prepared, gathered=gathered, plan=plan), line
 
 
 def _scratch_bytes(plan: ReleasePlan) -> int:
@@ -155,9 +185,9 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         ProofError: An artefact does not behave like base + adapter; nothing is left.
     """
     check_absent(request.out)
-    prepared = plan_request(request, progress)
+    prepared, decided = _take_closer_base(plan_request(request, progress), request, progress)
     gathered, plan, making = prepared.gathered, prepared.plan, prepared.making
-    for note in plan.notes:
+    for note in (*plan.notes, *([f"--merge-base: {decided}"] if decided else [])):
         progress.say(f"note: {note}")
     check_free_space(request.out, plan.output_bytes + _scratch_bytes(plan) + _REPORT_BYTES)
     with Staging(request.out) as staging:
@@ -206,6 +236,7 @@ def merge_to_folder(
     gathered = gather(
         ((None, adapter),), base=base, licensed=False, targets=options.targets, progress=progress
     )
+    gathered = settle_merge_base(gathered, options)
     plan = plan_release(gathered.adapters, gathered.base, options)
     for note in plan.notes:
         progress.say(f"note: {note}")
@@ -391,5 +422,7 @@ def _make_manifest(
             for target, item in zip(plan.targets, proof.targets, strict=True)
         ),
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        options=record_choices(options, {item.target for item in plan.targets}),
+        options=record_choices(
+            settled_options(options, gathered), {item.target for item in plan.targets}
+        ),
     )

@@ -11,15 +11,21 @@ from packager.gather import gather_adapter
 from packager.lock import BaseLock, write_lock
 from packager.plan.rule import plan_tensors
 from packager.progress import Progress
+from packager.quantisation.training import LoadedIn, TrainingQuantisation
+from packager.trainingfact import read_training
 
 
-def stamp_lock(adapter: Path, base: str, progress: Progress) -> BaseLock:
+def stamp_lock(
+    adapter: Path, base: str, progress: Progress, *, loaded_in: LoadedIn | None = None
+) -> BaseLock:
     """Writes `base.lock.json` into an adapter's folder.
 
     Args:
         adapter: The adapter's folder.
         base: A folder, or `org/name[@revision]`.
         progress: Told of hashing.
+        loaded_in: How the base was quantised in training; else what a lock or the adapter's card
+            says of it is kept.
 
     Raises:
         RejectedPlanError: The adapter does not fit this base.
@@ -37,4 +43,8 @@ def stamp_lock(adapter: Path, base: str, progress: Progress) -> BaseLock:
         from packager.basecopy import check_base_copies  # torch is only loaded where it is needed
 
         check_base_copies(source, index)
-    return write_lock(adapter, ref)
+    training = read_training(adapter, None)
+    if loaded_in is not None and (training is None or training.loaded_in != loaded_in):
+        training = TrainingQuantisation(loaded_in)
+    settings = None if training is None else training.to_settings()
+    return write_lock(adapter, ref, training_quantization=settings)

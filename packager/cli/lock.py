@@ -10,6 +10,7 @@ import click
 from packager.cli.option import DIRECTORY, json_option, print_json, print_text
 from packager.cli.progress import TerminalProgress
 from packager.lock import LOCK_NAME
+from packager.quantisation.training import LOADED_IN, LoadedIn
 
 
 @click.command("lock")
@@ -20,13 +21,18 @@ from packager.lock import LOCK_NAME
     metavar="REF",
     help="The base trained on: a folder, or org/name[@revision] on the Hub.",
 )
+@click.option(
+    "--loaded-in",
+    type=click.Choice(LOADED_IN),
+    help="How bitsandbytes held the base in training, if it did.",
+)
 @json_option
-def command(adapter: Path, base: str, as_json: bool) -> None:
+def command(adapter: Path, base: str, loaded_in: LoadedIn | None, as_json: bool) -> None:
     """Write base.lock.json into ADAPTER: which base, which commit, sha256 of every file."""
     from packager.stamp import stamp_lock
 
     with TerminalProgress() as progress:
-        lock = stamp_lock(adapter, base, progress)
+        lock = stamp_lock(adapter, base, progress, loaded_in=loaded_in)
     if as_json:
         print_json(asdict(lock))
     else:

@@ -13,6 +13,7 @@ import click
 
 from packager.gguf.mixture import QUANTS, parse_quant
 from packager.plan.option import DEFAULT_QUANTS, ReleaseOptions, parse_size
+from packager.quantisation.training import LOADED_IN
 from packager.verify.figure import printable
 
 if TYPE_CHECKING:
@@ -99,6 +100,18 @@ def release_options(function: Command) -> Command:
                 help="Type of the merged weights.",
             ),
             click.option(
+                "--merge-base",
+                type=click.Choice(["16bit", "dequantized"]),
+                help="What an adapter is merged onto that was trained on a base loaded in 4 or 8 "
+                "bits: the base as it is stored, or as training saw it.  [default: what is "
+                "measured as closer to training]",
+            ),
+            click.option(
+                "--loaded-in",
+                type=click.Choice(LOADED_IN),
+                help="How the base was loaded in training, where the adapter does not say.",
+            ),
+            click.option(
                 "--max-shard-size",
                 default="5GB",
                 show_default=True,
@@ -173,6 +186,9 @@ class Given:
     accept_license: bool = False
     max_model_len: int | None = None
     gpu_memory: str | None = None
+    merge_base: Any = None
+    loaded_in: Any = None
+    hub_quant: Any = None
 
 
 def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> ReleaseRequest:
@@ -208,6 +224,9 @@ def parse_options(given: Given) -> ReleaseOptions:
         targets=tuple(dict.fromkeys(given.targets)) or None,
         dtype=None if given.dtype == "keep" else parse_torch_dtype(given.dtype),
         max_shard_bytes=parse_size(given.max_shard_size),
+        merge_base=given.merge_base,
+        loaded_in=given.loaded_in,
+        hub_quant=given.hub_quant,
         license=given.license_id,
         quants=tuple(dict.fromkeys(map(parse_quant, given.quants))) or DEFAULT_QUANTS,
         max_gguf_bytes=None if size is None else parse_size(size, "--max-gguf-size"),

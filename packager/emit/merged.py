@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from packager.bundle import copy_new, write_text
 from packager.digest import hash_file
 from packager.gather import Gathered
-from packager.lock import LOCK_NAME, make_lock, read_lock, render_lock
+from packager.lock import LOCK_NAME, BaseLock, make_lock, read_lock, render_lock
 from packager.manifest import FileEntry
 from packager.modelconfig import render_model_config
 from packager.obligation import notice_text
@@ -41,6 +42,15 @@ def write_file(
         write_text(folder / file.path, _render_file(file.path, target, source, gathered))
 
 
+def _lock_of(source: AdapterSource, gathered: Gathered) -> BaseLock:
+    """The adapter's own lock, or a new one; with what is known of training."""
+    lock = read_lock(source.spec.directory)
+    lock = lock or make_lock(gathered.ref, evidence=gathered.base.evidence)
+    if source.training is None or lock.training_quantization is not None:
+        return lock
+    return replace(lock, training_quantization=source.training.to_settings())
+
+
 def _render_file(path: str, target: TargetPlan, source: AdapterSource, gathered: Gathered) -> str:
     if path == "config.json":
         return render_model_config(gathered.base.index, target)
@@ -49,9 +59,6 @@ def _render_file(path: str, target: TargetPlan, source: AdapterSource, gathered:
     if path == NOTICE_NAME:
         return notice_text(gathered.base.license) or ""
     if path == LOCK_NAME:
-        return render_lock(
-            read_lock(source.spec.directory)
-            or make_lock(gathered.ref, evidence=gathered.base.evidence)
-        )
+        return render_lock(_lock_of(source, gathered))
     render = render_folded_config if path.startswith("normalised/") else render_pinned_config
     return render(source.spec, gathered.ref)

@@ -48,6 +48,25 @@ class TrainingQuantisation:
     modules: tuple[str, ...] | None = None
     evidence: Literal["lock", "card", "option"] = field(default="option", compare=False)
 
+    def to_settings(self) -> dict[str, Any]:
+        """Returns what `parse_settings` reads."""
+        kind, _, double = self.loaded_in.partition("-")
+        settings: dict[str, Any] = {"quant_method": "bitsandbytes"}
+        if kind == "int8":
+            settings["load_in_8bit"] = True
+        else:
+            settings |= {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": kind,
+                "bnb_4bit_use_double_quant": bool(double),
+            }
+        known = {
+            "dtype": None if self.dtype is None else TORCH_NAMES[self.dtype],
+            "llm_int8_skip_modules": None if self.skipped is None else list(self.skipped),
+            "quantized_modules": None if self.modules is None else list(self.modules),
+        }
+        return settings | {name: value for name, value in known.items() if value is not None}
+
     def describe(self) -> str:
         """Returns it in a few words."""
         bits = "8 bits" if self.loaded_in == "int8" else "4 bits"

@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from packager.errors import AdapterError, OutputError, ProofError
+from packager.quantisation.training import TrainingQuantisation
 from packager.verify.divergence import measure_divergence, squared_distances
 from packager.verify.judge import MERGED_BOUNDS, Bounds, judge
 from packager.verify.model import (
@@ -131,6 +132,7 @@ def measure_truth(
     *,
     reading: Reading = CAUSAL,
     labels: int | None = None,
+    training: TrainingQuantisation | None = None,
     progress: OnStep | None = None,
 ) -> Truth:
     """Runs base + adapter (PEFT, float32), and the base without it, over the prompt set.
@@ -144,6 +146,7 @@ def measure_truth(
         prompts: The prompt set.
         reading: How models of the adapter's task are read.
         labels: Classes of the adapter's own head, or None.
+        training: How bitsandbytes held the base in training, or None for as it is stored.
         progress: Told about every passage.
 
     Raises:
@@ -154,7 +157,7 @@ def measure_truth(
         OutputError: The temporary file cannot be written.
     """
     tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
-    base = load_base(base_dir, reading.task, labels=labels)
+    base = load_base(base_dir, reading.task, labels=labels, training=training)
     loaded = attach_adapter(base, adapter_dir)
     report = progress or _silent
     with quiet(), torch.inference_mode():

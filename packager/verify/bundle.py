@@ -12,6 +12,7 @@ from packager.digest import differing_files, hash_files
 from packager.errors import BaseMismatchError, BundleError, RejectedPlanError, output_error
 from packager.gather import Gathered, gather
 from packager.manifest import MANIFEST_NAME, AdapterRecord, BaseRecord, FileEntry, Manifest
+from packager.mergebase import settle_merge_base
 from packager.plan import ReleasePlan
 from packager.plan.choice import recall_choices
 from packager.plan.serving import plan_serving
@@ -50,6 +51,8 @@ def verify_bundle(bundle: Path, *, level: Level, base: str | None, progress: Pro
     if level == "files":
         return _verify_files(bundle, manifest, progress)
     gathered = _gather_again(bundle, manifest, base, progress)
+    options = recall_choices(manifest.options, (), where=MANIFEST_NAME)
+    gathered = settle_merge_base(gathered, options)
     plan = settle_plan(_plan_again(manifest, gathered), bundle)
     return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
 

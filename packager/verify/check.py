@@ -26,6 +26,7 @@ from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.layout import needs_folding
+from packager.plan.option import MergeBase
 from packager.progress import Progress, Silent
 from packager.serving.answer import EXPECTED_NAME, ExpectedModel, parse_expected
 from packager.serving.value import ServingPlan
@@ -46,6 +47,7 @@ from packager.verify.proof import (
     TargetProof,
     WeightsCheck,
 )
+from packager.verify.quantised import why_not_exact, why_not_loaded
 from packager.verify.reference import References
 from packager.verify.served import check_served_weights
 from packager.verify.truthrows import TruthSources
@@ -122,6 +124,44 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         machine=describe_machine(),
         targets=targets,
     )
+
+
+def measure_closer_base(
+    gathered: Gathered, plan: ReleasePlan, progress: Progress
+) -> tuple[MergeBase, str]:
+    """Measures which form of a base that was quantised in training merges come closer to it on.
+
+    Args:
+        gathered: The sources, with the base as training saw it.
+        plan: Of a release of them.
+        progress: Told about steps.
+
+    Returns:
+        The form, and the figures, or why it could not be measured.
+
+    Raises:
+        LorapackError: As of `prove`.
+    """
+    request = ProofRequest(Path(), (), plan, gathered)
+    merged = [target for target in plan.targets if target.target in ("merged", "ollama")]
+    if not merged:
+        return "dequantized", ""
+    reasons = [reason for target in merged if (reason := _why_no_behaviour(request, target))]
+    if reasons:
+        return "dequantized", f"dequantized, the default; it cannot be measured: {reasons[0]}"
+    names = {target.name for target in merged}
+    with References(gathered, _Steps(progress)) as references:
+        found = [
+            references.compare_merge_bases(source)
+            for source in gathered.adapters
+            if source.name in names
+        ]
+    checks = [check for check in found if check is not None]
+    plain = sum(check.kl_16bit for check in checks)
+    seen = sum(check.kl_dequantized for check in checks)
+    closer: MergeBase = "16bit" if plain < seen else "dequantized"
+    figures = f"mean KL to training {seen:.3g} dequantized, {plain:.3g} 16bit"
+    return closer, f"{closer} is closer: {figures}"
 
 
 def adapter_digest(source: AdapterSource) -> str:
@@ -296,6 +336,9 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
     task = find_task(source.spec.config.task_type, index.architecture, index.config)
     if task.name not in COMPARED:
         return f"there is no comparison for models of class {index.architecture}"
+    reason = why_not_loaded(index.config, request.gathered.base.training) or why_not_exact(index)
+    if reason:
+        return reason
     rows = index.embedding.shape[0] if index.embedding is not None else 0
     needed, free = behaviour_bytes(index.parameter_count, rows), available_bytes()
     if target.gguf is not None:
@@ -322,7 +365,10 @@ def _prove_behaviour(
     from packager.verify.embedding import check_embedding
 
     folder, report = request.bundle / target.path, _Steps(progress)
-    truth, tokenizer = references.find(_source_of(request, target))
+    source = _source_of(request, target)
+    if target.target in ("merged", "ollama"):
+        proof = replace(proof, merge_base=references.compare_merge_bases(source))
+    truth, tokenizer = references.find(source)
     if target.gguf is not None:
         parameters = request.gathered.base.index.parameter_count
         return prove_models(proof, folder, truth, tokenizer, parameters=parameters, progress=report)

@@ -22,9 +22,12 @@ from transformers.utils import logging
 
 from packager.dtype import MANTISSA_BITS
 from packager.errors import AdapterError, BaseError, InputError, LorapackError, ProofError
+from packager.quantisation.training import TrainingQuantisation
 from packager.task import TASKS, Task
 from packager.tensorfile import TensorRef, read_header
 from packager.untrusted import read_json_object, resolve_inside
+from packager.verify.enlarged import enlarge_vocabulary, is_repetition
+from packager.verify.quantised import compute_in_float32, load_arguments, why_not_loaded
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -55,19 +58,26 @@ class LoadedModel:
     unexpected: tuple[str, ...]
 
 
-def load_base(directory: Path, task: Task = _LANGUAGE, *, labels: int | None = None) -> LoadedModel:
+def load_base(
+    directory: Path,
+    task: Task = _LANGUAGE,
+    *,
+    labels: int | None = None,
+    training: TrainingQuantisation | None = None,
+) -> LoadedModel:
     """Loads the base model, as one of a task; a head that it lacks is made anew.
 
     Args:
         directory: The base.
         task: What the adapter was trained for.
         labels: Classes of a head that is made anew, or None.
+        training: How bitsandbytes quantises it meanwhile, or None for as it is stored.
 
     Raises:
         BaseError: It cannot be loaded, or weights other than the task's head are missing.
         UnsafeInputError: A weights file lies outside of the folder, or is a pickle.
     """
-    loaded = _load(directory, BaseError, "the base cannot be loaded", task, labels)
+    loaded = _load(directory, BaseError, "the base cannot be loaded", task, labels, training)
     if any(name.partition(".")[0] not in task.heads for name in loaded.missing):
         raise BaseError(
             "the base has not all the weights of its architecture",
@@ -119,10 +129,12 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
     """
     _check_adapter_files(directory)
     with _loading(AdapterError, "PEFT cannot load the adapter", directory):
+        rows = enlarge_vocabulary(base.model, directory)
         model = PeftModel.from_pretrained(base.model, str(directory), is_trainable=False)
         result = model.load_adapter(str(directory), "default", is_trainable=False)
         model.eval()
-    missing, unexpected = tuple(result.missing_keys), tuple(result.unexpected_keys)
+    missing = tuple(result.missing_keys)
+    unexpected = tuple(name for name in result.unexpected_keys if not is_repetition(name))
     if missing or unexpected:
         raise AdapterError(
             "the adapter's weights do not match the base",
@@ -131,7 +143,7 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
             found=f"{list_names(unexpected)}" if unexpected else "none of them",
             hint="the tensor names carry a wrong prefix, or this is another base",
         )
-    return LoadedModel(model, base.vocabulary, base.max_tokens, (), base.unexpected)
+    return LoadedModel(model, rows or base.vocabulary, base.max_tokens, (), base.unexpected)
 
 
 def stored_dtype(directory: Path) -> str:
@@ -178,9 +190,11 @@ def _load(
     what: str,
     task: Task,
     labels: int | None = None,
+    training: TrainingQuantisation | None = None,
 ) -> LoadedModel:
     refs = _read_refs(directory)
-    _check_config(read_json_object(directory / "config.json"), directory, error)
+    raw = read_json_object(directory / "config.json")
+    _check_config(raw, directory, error, training)
     with _loading(error, what, directory):
         given = {} if labels is None else {"num_labels": labels}
         config = AutoConfig.from_pretrained(
@@ -199,7 +213,9 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **load_arguments(raw, training),
             )
+        model = compute_in_float32(model)
     return LoadedModel(
         model=model.eval(),
         vocabulary=model.get_input_embeddings().weight.shape[0],
@@ -209,7 +225,12 @@ def _load(
     )
 
 
-def _check_config(raw: dict[str, Any], directory: Path, error: type[LorapackError]) -> None:
+def _check_config(
+    raw: dict[str, Any],
+    directory: Path,
+    error: type[LorapackError],
+    training: TrainingQuantisation | None = None,
+) -> None:
     # transformers would load the base that a stray adapter_config.json names instead.
     # Source: transformers 5.23, modeling_utils.py, from_pretrained, _adapter_model_path.
     if (directory / _ADAPTER_CONFIG).exists():
@@ -218,12 +239,13 @@ def _check_config(raw: dict[str, Any], directory: Path, error: type[LorapackErro
             where=str(directory / _ADAPTER_CONFIG),
             expected="an adapter and its base in folders of their own",
         )
-    if raw.get("quantization_config") is not None:
+    reason = why_not_loaded(raw, training)
+    if reason:
         raise error(
-            "the behaviour of a quantised checkpoint cannot be compared in float32",
+            "the behaviour of this quantised checkpoint cannot be compared",
             where=str(directory / "config.json"),
-            found="quantization_config",
-            hint="give the 16-bit original with --base",
+            found=reason,
+            hint="give the 16-bit original with --base, or skip the comparison: --no-behaviour",
         )
 
 

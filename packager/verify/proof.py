@@ -212,6 +212,41 @@ class ChatCheck:
 
 
 @dataclass(frozen=True)
+class MergeBaseCheck:
+    """Which form of a base that was quantised in training a merge comes closer to training on.
+
+    Both merges are PEFT's, rounded to the type of the base; KL(training ‖ merge) in nats, where
+    training is the base as bitsandbytes held it with the adapter on it.
+
+    Attributes:
+        loaded_in: How the base was held in training, such as `nf4`.
+        evidence: Where this is known from: `lock`, `card` or `option`.
+        chosen: What this release merged onto: `16bit` or `dequantized`.
+        tokens: Number of rows compared.
+        kl_16bit: Mean KL of the merge onto the base as it is stored.
+        kl_dequantized: Mean KL of the merge onto the base as training saw it.
+        top1_16bit: Share of tokens with the same most likely next token, 0 to 1.
+        top1_dequantized: The same of the other merge.
+        base_kl: Mean KL(training ‖ training without the adapter): the adapter's effect.
+    """
+
+    loaded_in: str
+    evidence: str
+    chosen: str
+    tokens: int
+    kl_16bit: float
+    kl_dequantized: float
+    top1_16bit: float
+    top1_dequantized: float
+    base_kl: float
+
+    @property
+    def closer(self) -> Literal["16bit", "dequantized"]:
+        """Which merge is closer to training."""
+        return "16bit" if self.kl_16bit < self.kl_dequantized else "dequantized"
+
+
+@dataclass(frozen=True)
 class VariantProof:
     """The proof of one quantisation of a GGUF target; levels that were not run are None.
 
@@ -256,6 +291,7 @@ class TargetProof:
     variants: tuple[VariantProof, ...] = ()
     chat: ChatCheck | None = None
     embedding: EmbeddingCheck | None = None
+    merge_base: MergeBaseCheck | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:

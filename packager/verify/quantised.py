@@ -7,6 +7,7 @@ a comparison are then those of the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from packager.base import BaseIndex
 from packager.quantisation.encoding import FourBit, FourBitLoad, QuantisedRef
 from packager.quantisation.scheme import CONFIG_KEY, find_scheme
-from packager.quantisation.training import TrainingQuantisation
+from packager.quantisation.training import TrainingQuantisation, dequantised_tensors
 
 _INSTALL = 'pip install "lorapack[bitsandbytes]"'
 _CPU = {"": "cpu"}
+_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 
 def why_not_loaded(config: Mapping[str, Any], training: TrainingQuantisation | None) -> str:
@@ -54,6 +56,21 @@ def why_not_exact(index: BaseIndex) -> str:
                     f"{block}, on a processor; the weights are checked without it"
                 )
     return ""
+
+
+def why_not_compared(index: BaseIndex, training: TrainingQuantisation) -> str:
+    """Says why merges onto a base cannot be compared with training; empty where they can.
+
+    Args:
+        index: The base, in 16 bits or as training saw it.
+        training: How it was held in training.
+    """
+    plain = {
+        name: getattr(getattr(ref, "encoding", None), "plain", ref)
+        for name, ref in index.tensors.items()
+    }
+    held = replace(index, tensors=dequantised_tensors(plain, index.config, training))
+    return why_not_loaded(index.config, training) or why_not_exact(held)
 
 
 def _is_transposed(ref: QuantisedRef) -> bool:
@@ -99,7 +116,8 @@ def compute_in_float32(model: Any) -> Any:
     Source: bitsandbytes 0.50, nn/modules.py, Linear4bit.forward; transformers 5.23,
     integrations/bitsandbytes.py, dequantize_and_replace.
     """
-    for module in model.modules():
+    held = [module for module in model.modules() if type(module).__name__ in _CLASSES]
+    for module in held:
         if type(module).__name__ == "Linear4bit":
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
@@ -107,10 +125,7 @@ def compute_in_float32(model: Any) -> Any:
     if getattr(model, "is_loaded_in_8bit", False):
         model.dequantize(torch.float32)
         model.is_loaded_in_8bit = False
-    return model
-
-
-def quantised_modules(model: Any) -> tuple[str, ...]:
-    """Returns the names of the layers that are quantised."""
-    names = ("Linear4bit", "Linear8bitLt")
-    return tuple(name for name, module in model.named_modules() if type(module).__name__ in names)
+    if held:
+        return model
+    # Of fp8, transformers leaves what is not quantised in the type that it is stored in.
+    return model.float()

@@ -10,17 +10,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from packager.dtype import MERGEABLE
 from packager.errors import output_error
 from packager.gather import Gathered
 from packager.plan import AdapterSource
 from packager.plan.layout import tokenizer_files
-from packager.task import class_count, find_task
+from packager.quantisation.scheme import CONFIG_KEY
+from packager.quantisation.training import TrainingQuantisation
+from packager.task import Task, class_count, find_task
 from packager.untrusted import resolve_inside
+from packager.verify.quantised import why_not_compared
 
 if TYPE_CHECKING:
     from packager.verify.behaviour import OnStep, Truth
+    from packager.verify.proof import MergeBaseCheck
 
 _CONFIGS = ("config.json", "generation_config.json")
+_WRAPPER = "base_model.model."
 
 
 class References:
@@ -35,7 +41,8 @@ class References:
         self._gathered = gathered
         self._progress = progress
         self._stack = ExitStack()
-        self._name: str | None = None
+        self._key: tuple[str, TrainingQuantisation | None] | None = None
+        self._merge_bases: dict[str, MergeBaseCheck] = {}
         self._found: tuple[Truth, Path | None] | None = None
 
     def __enter__(self) -> Self:
@@ -55,26 +62,70 @@ class References:
         Raises:
             LorapackError: As of `measure_truth`.
         """
+        return self._find(source, self._gathered.base.training)
+
+    def compare_merge_bases(self, source: AdapterSource) -> MergeBaseCheck | None:
+        """Compares merges onto both forms of a base that was quantised in training.
+
+        Returns:
+            None where there is one form only.
+
+        Raises:
+            LorapackError: As of `measure_truth`.
+        """
+        from packager.verify.mergebase import MergeSources, measure_merge_bases
+
+        base, training = self._gathered.base, source.training
+        if training is None or base.merge_base is None or base.index.config.get(CONFIG_KEY):
+            return None
+        if why_not_compared(base.index, training):
+            return None
+        if source.name not in self._merge_bases:
+            truth, _ = self._find(source, training)
+            sources = MergeSources(
+                self._gathered.ref.directory,
+                source.spec.directory,
+                training,
+                self._labels(source, self._task(source)),
+                next(name for name in (*base.index.dtypes, "F32") if name in MERGEABLE),
+            )
+            self._merge_bases[source.name] = measure_merge_bases(
+                truth, sources, base.merge_base, progress=self._progress
+            )
+        return self._merge_bases[source.name]
+
+    def _task(self, source: AdapterSource) -> Task:
+        index = self._gathered.base.index
+        return find_task(source.spec.config.task_type, index.architecture, index.config)
+
+    def _find(
+        self, source: AdapterSource, training: TrainingQuantisation | None
+    ) -> tuple[Truth, Path | None]:
         from packager.verify.behaviour import measure_truth
         from packager.verify.reading import READINGS
 
-        if self._found is None or self._name != source.name:
+        if self._found is None or self._key != (source.name, training):
             self._stack.close()
             self._found = None
             folder = self._stack.enter_context(tokenizer_folder(source, self._gathered))
-            index = self._gathered.base.index
-            task = find_task(source.spec.config.task_type, index.architecture, index.config)
+            task = self._task(source)
             truth = measure_truth(
                 self._gathered.ref.directory,
                 source.spec.directory,
                 folder,
                 reading=READINGS[task.name],
-                labels=class_count(task, source.spec.saved_shapes),
+                labels=self._labels(source, task),
+                training=training,
                 progress=self._progress,
             )
             self._found = (self._stack.enter_context(truth), folder)
-            self._name = source.name
+            self._key = (source.name, training)
         return self._found
+
+    def _labels(self, source: AdapterSource, task: Task) -> int | None:
+        """Classes of the adapter's own head, or None where it has none or the base knows them."""
+        shapes = {ref.name.removeprefix(_WRAPPER): ref.shape for ref in source.spec.tensors}
+        return class_count(task, shapes)
 
 
 @contextmanager
