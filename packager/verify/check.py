@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +27,8 @@ from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.layout import needs_folding
 from packager.plan.option import MergeBase
 from packager.progress import Progress, Silent
-from packager.serving.answer import EXPECTED_NAME, ExpectedModel, parse_expected
-from packager.serving.value import ServingPlan
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.task import COMPARED, find_task
-from packager.untrusted import read_bytes
 from packager.updatereader import adapter_tensors
 from packager.verify.files import check_files
 from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
@@ -50,11 +46,9 @@ from packager.verify.proof import (
 from packager.verify.quantised import why_not_exact, why_not_loaded
 from packager.verify.reference import References
 from packager.verify.served import check_served_weights
+from packager.verify.servedtarget import Answers, ServerProof, prove_server
 from packager.verify.truthrows import TruthSources
 from packager.verify.weights import Sources, check_folded, check_weights
-
-if TYPE_CHECKING:
-    from packager.verify.behaviour import OnStep, Truth
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "xllamacpp")
@@ -88,7 +82,7 @@ class ProofRequest:
     sample_bytes: int | None = None
     why_not: dict[str, str] | None = None
     importance: Mapping[str, NDArray[np.float32]] | None = None
-    answers: dict[str, tuple[ExpectedModel, ExpectedModel]] | None = None
+    answers: Answers | None = None
 
 
 def prove(request: ProofRequest, progress: Progress) -> Proof:
@@ -365,6 +359,10 @@ def _prove_behaviour(
     from packager.verify.embedding import check_embedding
 
     folder, report = request.bundle / target.path, _Steps(progress)
+    if request.plan.serving is not None and target.served is not None:
+        server = ServerProof(folder, request.plan.serving, request.gathered, request.answers)
+        check = prove_server(server, _source_of(request, target), references, report)
+        return replace(proof, behaviour=check)
     source = _source_of(request, target)
     if target.target in ("merged", "ollama"):
         proof = replace(proof, merge_base=references.compare_merge_bases(source))
@@ -375,40 +373,9 @@ def _prove_behaviour(
     if target.gguf_lora is not None:
         lora = measure_gguf_lora(target.gguf_lora, folder, request.gathered, truth, progress=report)
         return replace(proof, behaviour=lora)
-    if request.plan.serving is not None and target.served is not None:
-        return _prove_server(request, request.plan.serving, target, proof, truth, report)
     if truth.reading.measure == "embedding":
         return replace(proof, embedding=check_embedding(truth, folder, progress=report))
     return replace(proof, behaviour=check_merged(truth, folder, progress=report))
-
-
-def _prove_server(
-    request: ProofRequest,
-    server: ServingPlan,
-    target: TargetPlan,
-    proof: TargetProof,
-    truth: Truth,
-    report: OnStep,
-) -> TargetProof:
-    from packager.verify.answer import check_served
-
-    folder = request.bundle / target.path
-    recorded = None
-    if request.answers is None and (folder / EXPECTED_NAME).exists():
-        path = folder / EXPECTED_NAME
-        recorded = parse_expected(read_bytes(path), where=str(path))
-    check = check_served(
-        truth,
-        request.gathered.ref.directory,
-        folder,
-        (server.base.name, target.name),
-        server.base.dtype,
-        recorded=recorded,
-        progress=report,
-    )
-    if request.answers is not None:
-        request.answers[target.name] = (check.base, check.adapter)
-    return replace(proof, behaviour=check.behaviour)
 
 
 def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:

@@ -1,0 +1,83 @@
+"""Level `behaviour` of one adapter of a server: its truth, its answers, and those recorded."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packager.gather import Gathered
+from packager.plan import AdapterSource
+from packager.serving.answer import EXPECTED_NAME, Expected, ExpectedModel, parse_expected
+from packager.serving.value import ServingPlan
+from packager.untrusted import read_bytes
+from packager.verify.proof import BehaviourCheck
+from packager.verify.reference import References
+
+if TYPE_CHECKING:
+    from packager.verify.behaviour import OnStep
+
+Answers = dict[str, tuple[ExpectedModel, ExpectedModel]]
+"""Adapter → what the base, and what the adapter has to answer."""
+
+
+@dataclass(frozen=True)
+class ServerProof:
+    """What the adapters of a server are compared with.
+
+    Attributes:
+        folder: Of the server.
+        server: Its plan.
+        gathered: The sources.
+        answers: Filled in while they are made; None compares with those that the folder holds.
+    """
+
+    folder: Path
+    server: ServingPlan
+    gathered: Gathered
+    answers: Answers | None
+
+
+def prove_server(
+    request: ServerProof, source: AdapterSource, references: References, report: OnStep
+) -> BehaviourCheck:
+    """Compares a normalised adapter with the one trained, and its recorded answers with the truth.
+
+    Args:
+        request: What to compare with.
+        source: The adapter.
+        references: The truths of the release.
+        report: Told about steps.
+
+    Raises:
+        LorapackError: Of `measure_truth` and `check_served`; the recorded answers are damaged.
+    """
+    from packager.verify.answer import check_served
+
+    gathered, server = request.gathered, request.server
+    with ExitStack() as stack:
+        if gathered.base.training is not None:
+            # The server loads the base as it is stored, however training saw it.
+            stored = replace(gathered, base=replace(gathered.base, training=None))
+            references = stack.enter_context(References(stored, report))
+        truth, _ = references.find(source)
+        check = check_served(
+            truth,
+            gathered.ref.directory,
+            request.folder,
+            (server.base.name, source.name),
+            server.base.dtype,
+            recorded=_read_recorded(request),
+            progress=report,
+        )
+    if request.answers is not None:
+        request.answers[source.name] = (check.base, check.adapter)
+    return check.behaviour
+
+
+def _read_recorded(request: ServerProof) -> Expected | None:
+    path = request.folder / EXPECTED_NAME
+    if request.answers is not None or not path.exists():
+        return None
+    return parse_expected(read_bytes(path), where=str(path))
