@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-from packager.merge.update import Factors, RowUpdate
+from packager.merge.update import Factors, RowUpdate, Step
 
 _KEPT = 2
 """Matrices of a stack whose factors are kept: two threads may be at either side of a border."""
@@ -33,18 +33,22 @@ class PartFactors:
         if low < high:
             self.factors.apply(rows[low - first : high - first], low - self.first_row)
 
-    def bound(
-        self, before: Tensor, after: Tensor, slack: Tensor, first: int, precision: float
-    ) -> Tensor:
+    def bound(self, step: Step) -> Tensor:
         """That of the factors, for those rows."""
-        low, high = self._overlap(before.shape[0], first)
+        low, high = self._overlap(step.before.shape[0], step.first)
         if low >= high:
-            return slack
-        part = slice(low - first, high - first)
-        own = (values[part] for values in (before, after, slack))
-        bound = slack.clone()
-        bound[part] = self.factors.bound(*own, low - self.first_row, precision)
-        return bound
+            return step.slack
+        part = slice(low - step.first, high - step.first)
+        own = Step(
+            before=step.before[part],
+            after=step.after[part],
+            slack=step.slack[part],
+            first=low - self.first_row,
+            precision=step.precision,
+        )
+        slack = step.slack.clone()
+        slack[part] = self.factors.bound(own)
+        return slack
 
     def transposed(self) -> RowUpdate:
         """Columns have no update of their own here."""
@@ -74,13 +78,11 @@ class StackFactors:
         for part in self._parts(rows.shape[0], first):
             part.apply(rows, first)
 
-    def bound(
-        self, before: Tensor, after: Tensor, slack: Tensor, first: int, precision: float
-    ) -> Tensor:
+    def bound(self, step: Step) -> Tensor:
         """That of each matrix for its rows."""
-        for part in self._parts(before.shape[0], first):
-            slack = part.bound(before, after, slack, first, precision)
-        return slack
+        for part in self._parts(step.before.shape[0], step.first):
+            step = replace(step, slack=part.bound(step))
+        return step.slack
 
     def transposed(self) -> RowUpdate:
         """Stacks are not stored transposed as a whole."""
