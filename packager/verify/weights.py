@@ -22,11 +22,13 @@ from packager.digest import OnBytes
 from packager.dtype import MANTISSA_BITS
 from packager.merge import RowUpdate, bound_error
 from packager.plan import PlannedTensor
+from packager.plan.update import check_shares
 from packager.quantisation.encoding import QuantisedRef
 from packager.rowreader import as_matrix, read_rows
 from packager.stream import single_threaded_torch
 from packager.tensorfile import TensorRef
 from packager.updatereader import AdapterTensors, find_source, read_updates
+from packager.verify.fourbit import find_wrong_values
 from packager.verify.proof import TensorFigure, WeightsCheck
 
 SAMPLE_BYTES = 256 << 20
@@ -109,6 +111,11 @@ def _check_tensor(
     if stored is None or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape):
         return None, ""
     ref = find_source(tensor, sources.base.tensors, sources.adapters)
+    if tensor.four_bit is not None:
+        updates = read_updates(
+            tensor, ref, sources.adapters, torch.float64, base=sources.base.tensors
+        )
+        return None, find_wrong_values(tensor, stored, ref, updates)
     if tensor.deltas:
         return _check_merged(tensor, stored, ref, sources)
     return None, _check_kept(tensor, stored, ref, most_kept)
@@ -149,6 +156,7 @@ def _ledger(planned: tuple[PlannedTensor, ...], artefact: BaseIndex, sources: So
         problems.append("an adapter tensor is used twice")
     there = {(adapter, name) for adapter, names in sources.adapters.items() for name in names}
     problems += [f"adapter tensor {name} is not used" for _, name in there - set(used)]
+    problems += check_shares(update for tensor in planned for update in tensor.deltas)
     return sorted(problems)
 
 
