@@ -31,6 +31,7 @@ from packager.plan.choice import record_choices
 from packager.plan.gguf import map_source
 from packager.progress import Progress
 from packager.recipe import plan_gathered
+from packager.rehearsal import rehearse
 from packager.serving.answer import ExpectedModel
 from packager.verify.proof import Level, Proof, TargetProof, render_proof
 
@@ -135,6 +136,7 @@ def plan_request(
 
 def _plan_settled(gathered: Gathered, options: ReleaseOptions) -> ReleasePlan:
     plan = plan_gathered(gathered, options)
+    rehearse(gathered, plan)
     return replace(plan, notes=(*plan.notes, *merge_base_notes(gathered.base)))
 
 
@@ -238,6 +240,7 @@ def merge_to_folder(
     )
     gathered = settle_merge_base(gathered, options)
     plan = plan_release(gathered.adapters, gathered.base, options)
+    rehearse(gathered, plan)
     for note in plan.notes:
         progress.say(f"note: {note}")
     check_free_space(out, plan.output_bytes)

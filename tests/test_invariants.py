@@ -30,7 +30,7 @@ ROOMS = (
     "trainingfact", "train", "demo", "gguf", "serving",
     "container", "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "mergebase", "recipe", "conversion", "modelconfig", "merge",
-    "rowreader", "tuner", "updatereader", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
+    "rowreader", "tuner", "rehearsal", "updatereader", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
     "bundle", "emit", "verify", "card", "cardfacts", "servercard",
     "serverfolder", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip

@@ -8,10 +8,11 @@ server/create.go (adapters are no longer taken, so only a merged model can be sh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from packager.adapter.config import AdapterConfig
+from packager.adapter.tuner import FIELDS, WHOLE_MODULE, why_not_merged
 from packager.manifest import Target
 
 Status = Literal["works", "normalised", "merge-only", "not possible"]
@@ -216,7 +217,7 @@ def find_features(config: AdapterConfig) -> tuple[Feature, ...]:
         The tuner itself first, then what departs from plain LoRA, in a fixed order.
     """
     if config.peft_type != "LORA":
-        return (_other_tuner(config),)
+        return _other_tuner(config)
     plain = Feature(
         "lora",
         f"rank {config.rank}, alpha {config.alpha:g}",
@@ -262,9 +263,22 @@ def _support(rule: _Rule) -> dict[Target, Support]:
     }
 
 
-def _other_tuner(config: AdapterConfig) -> Feature:
-    rule = _Rule(config.peft_type.lower(), lambda _: None, _NOT_MERGED, _refused("LoRA only"))
-    return Feature(rule.name, "another tuner than LoRA", _support(rule))
+def _other_tuner(config: AdapterConfig) -> tuple[Feature, ...]:
+    """The tuner itself, and what is trained beside it."""
+    reason = why_not_merged(config.peft_type)
+    merged = Support("works", WHOLE_MODULE) if reason is None else _impossible(reason)
+    tuner = _Rule(config.peft_type.lower(), str, merged, _refused("LoRA only"), in_pairs=False)
+    found = [Feature(tuner.name, "another tuner than LoRA", _support(tuner))]
+    for rule in _RULES:
+        detail = rule.detect(config) if rule.name in _BESIDE_TUNERS else None
+        if detail is not None:
+            unmerged = FIELDS.get(rule.name)
+            own = rule if unmerged is None else replace(rule, merged=_impossible(unmerged))
+            found.append(Feature(rule.name, detail, _support(own)))
+    return tuple(found)
+
+
+_BESIDE_TUNERS = frozenset({"modules_to_save", *FIELDS})
 
 
 def _unknown_fields(config: AdapterConfig) -> list[Feature]:

@@ -68,7 +68,7 @@ def sort_tensors(
     parts: dict[str, ModuleParts] = {}
     again: list[tuple[str, TensorRef]] = []  # after what it repeats
     wrapping = {ref.name for pair in parameters for ref in pair.tensors}
-    for ref in tensors if config.peft_type == "LORA" else ():
+    for ref in tensors:
         name = parse_tensor_name(ref.name)
         if name is None or ref.name in wrapping or name.module.endswith(".base_layer"):
             continue
@@ -88,6 +88,19 @@ def sort_tensors(
             found.modules[module] = build_module(module, own, config, where)
     used = _names(found) | wrapping
     found.leftover = tuple(ref.name for ref in tensors if ref.name not in used)
+    return found
+
+
+def sort_saved(tensors: tuple[TensorRef, ...], config: AdapterConfig) -> SortedTensors:
+    """Finds what another tuner than LoRA saved whole.
+
+    Its own tensors have no place here: whose they are is known by the modules of the base.
+    """
+    found = SortedTensors()
+    for ref in tensors:
+        name = parse_tensor_name(ref.name)
+        if name is not None and name.part == "saved" and is_saved(config, name.module):
+            found.saved[name.parameter] = (*found.saved.get(name.parameter, ()), ref)
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from packager.adapter.config import AdapterConfig, parse_adapter_config
 from packager.adapter.feature import Feature, find_features, tensor_feature
 from packager.adapter.parameter import find_parameter_pairs
-from packager.adapter.sorting import SortedTensors, sort_tensors
+from packager.adapter.sorting import SortedTensors, sort_saved, sort_tensors
 from packager.adapter.value import AdapterSpec
 from packager.errors import AdapterError
 from packager.filekind import list_model_files
@@ -54,7 +54,10 @@ def read_adapter(directory: Path) -> AdapterSpec:
     weights_path = _find_weights(directory)
     header = read_header(weights_path)
     parameters = find_parameter_pairs(header.tensors, config, str(weights_path))
-    found = sort_tensors(header.tensors, parameters, config, str(weights_path))
+    if config.peft_type == "LORA":
+        found = sort_tensors(header.tensors, parameters, config, str(weights_path))
+    else:
+        found = sort_saved(header.tensors, config)
     written_at = min(weights_path.stat().st_mtime, _LATEST)
     return AdapterSpec(
         directory=directory,

@@ -25,6 +25,7 @@ from packager.plan import (
     GgufLoraPlan,
     GgufPlan,
     Magnitude,
+    ModuleUpdate,
     PartDelta,
     PlannedTensor,
     ReleasePlan,
@@ -164,6 +165,8 @@ def _update_text(update: Update) -> str:
         return f" + {update.scale:g}·B·A rank {update.rank}"
     if isinstance(update, Magnitude):
         return f", each {update.axis} to its trained norm"
+    if isinstance(update, ModuleUpdate):
+        return f", through PEFT's {update.tuner} with {len(update.reads)} tensors"
     if isinstance(update, Addition):
         return f" + {update.scale:g}·bias"
     return f", {len(update.indices)} rows trained"

@@ -85,9 +85,11 @@ def find_modules(
             own.setdefault(module, []).append(ref)
         else:
             unknown.append(ref)
-    problems = [_unknown(source, base, unknown)] if unknown else []
+    problems: list[LorapackError] = [_unknown(source, base, unknown)] if unknown else []
     if shared and not own:
         own = {name: [] for name in _selected(source, base)}
+    if not own and not unknown:
+        problems.append(_nothing(source))
     modules = (_tuned(name, refs, shared, base) for name, refs in own.items())
     return tuple(modules), problems
 
@@ -189,6 +191,16 @@ def _tied(source: AdapterSource, module: TunedModule) -> AdapterError:
         expected="an embedding with a head of its own",
         found=module.module,
         hint="keep the adapter separate: --target adapter",
+    )
+
+
+def _nothing(source: AdapterSource) -> AdapterError:
+    return AdapterError(
+        "the adapter adapts no module of the base",
+        where=str(source.spec.directory),
+        expected="tensors of modules, or target_modules that select some",
+        found=f"{len(source.spec.tensors)} tensors",
+        hint="save the adapter again with PEFT's save_pretrained",
     )
 
 

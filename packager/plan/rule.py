@@ -25,6 +25,7 @@ from packager.plan.misfit import (
     unselected_modules,
     untold_layout,
 )
+from packager.plan.module import is_module_tuner, plan_modules
 from packager.plan.replication import keep_sources, replicate_layers
 from packager.plan.source import AdapterSource
 from packager.plan.tie import settle_head
@@ -51,7 +52,10 @@ def plan_tensors(
     """
     layers = replicate_layers(source, base)
     changes = find_changes(source, layers)
-    targets, problems = _match_modules(changes)
+    if is_module_tuner(source):
+        targets, problems = plan_modules(source, layers)
+    else:
+        targets, problems = _match_modules(changes)
     add_updates(changes, targets)
     settle_head(changes)
     names = [*layers.tensors, *(name for name in changes.by_name if name not in layers.tensors)]

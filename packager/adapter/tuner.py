@@ -1,0 +1,45 @@
+"""Other tuners than LoRA: what is known of each without asking PEFT.
+
+Those that are not named here are merged through PEFT's own layers, which are asked before a byte is
+written: one that a later PEFT brings needs nothing here.
+
+Source: PEFT 0.21, src/peft/utils/peft_types.py, and tuners/*/layer.py (merge).
+"""
+
+from __future__ import annotations
+
+_PROMPT = "it trains input that stands before the prompt, and changes no weights"
+
+UNMERGED: dict[str, str] = {
+    "PROMPT_TUNING": _PROMPT,
+    "MULTITASK_PROMPT_TUNING": _PROMPT,
+    "P_TUNING": _PROMPT,
+    "PREFIX_TUNING": _PROMPT,
+    "CPT": _PROMPT,
+    "CARTRIDGE": _PROMPT,
+    "ADAPTION_PROMPT": "it adds attention to trained prompts, which no weights hold",
+    "XLORA": "every token is routed to other adapters, which no weights can tell",
+    "POLY": "it mixes its parts by the task that an input names",
+    "LILY": "every token is routed to other parts, which no weights can tell",
+    "SHADOW": "it runs a second model along the layers, which no weights hold",
+    "TRAINABLE_TOKENS": "its rows are shared by embedding and head; train them as "
+    "trainable_token_indices of a LoRA instead",
+    "FROD": "every module needs the weights of all others at once",
+    "TINYLORA": "PEFT decomposes the weights of all modules to load it",
+}
+"""Tuner → why its modules cannot be merged one by one."""
+
+WHOLE_MODULE = "merged through PEFT's own layers, one module in memory at a time"
+
+FIELDS = {
+    "bias": "biases trained beside this tuner are not merged by this version",
+    "trainable_token_indices": "token rows beside this tuner are not merged by this version",
+    "target_parameters": "parameters adapted by this tuner are not merged by this version",
+    "layer_replication": "copies of layers are merged with LoRA only",
+}
+"""Fields of other tuners' configurations that are refused, and why."""
+
+
+def why_not_merged(peft_type: str) -> str | None:
+    """Returns why a tuner cannot be merged at all, or None where PEFT is to be asked."""
+    return UNMERGED.get(peft_type)
