@@ -148,7 +148,13 @@ _RULES: tuple[_Rule, ...] = (
         _refused(),
         in_pairs=False,
     ),
-    _Rule("layer_replication", _filled("layer_replication"), _NOT_MERGED, _refused()),
+    _Rule(
+        "layer_replication",
+        _filled("layer_replication"),
+        Support("works", "each layer is written as often as it stands there"),
+        _refused(),
+        in_pairs=False,
+    ),
     _Rule(
         "init_lora_weights",
         _base_changing_init,
@@ -243,7 +249,7 @@ def tensor_feature(name: str, detail: str) -> Feature:
 
 _OF_TENSORS = {
     "LoRA on embeddings": _Rule("", str, _MERGES, _refused(), in_pairs=False),
-    "base weights": _Rule(
+    "copy of base weights": _Rule(
         "",
         str,
         Support("works", "have to equal the base's, which is checked, or be its with more rows"),

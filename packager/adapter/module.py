@@ -77,14 +77,31 @@ def build_module(name: str, own: ModuleParts, config: AdapterConfig, where: str)
         alpha=config.alpha_of(name),
         scale=config.scale_of(name),
         embedding=own.is_embedding,
-        magnitude=own.parts.get("magnitude"),
-        bias=own.parts.get("lora_bias"),
+        magnitude=own.parts.get("magnitude") if config.raw.get("use_dora") else None,
+        bias=own.parts.get("lora_bias") if config.raw.get("lora_bias") else None,
         blocks=count_blocks(config, name),
         idle=own.idle,
     )
+    _check_complete(module, config, where)
     _check_shapes(module, where)
     _check_dtypes(module, where)
     return module
+
+
+def _check_complete(module: LoraModule, config: AdapterConfig, where: str) -> None:
+    """Refuses a layer without what the configuration tells of: PEFT would load what is random."""
+    for field_name, ref, name in (
+        ("use_dora", module.magnitude, "lora_magnitude_vector"),
+        ("lora_bias", module.bias, "lora_B.bias"),
+    ):
+        if config.raw.get(field_name) and ref is None:
+            raise AdapterError(
+                f"a part of the adapter of module {module.module!r} is missing",
+                where=where,
+                expected=f"{name}, since {field_name} is true",
+                found="no such tensor",
+                hint="the file is incomplete: save or copy the adapter again",
+            )
 
 
 def _check_shapes(module: LoraModule, where: str) -> None:

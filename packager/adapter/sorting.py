@@ -86,6 +86,7 @@ def sort_tensors(
     for module, own in sorted(parts.items()):
         if own.has_pair and not _has_other_shapes(own, config):
             found.modules[module] = build_module(module, own, config, where)
+    _drop_unwrapped(found)
     used = _names(found) | wrapping
     found.leftover = tuple(ref.name for ref in tensors if ref.name not in used)
     return found
@@ -102,6 +103,22 @@ def sort_saved(tensors: tuple[TensorRef, ...], config: AdapterConfig) -> SortedT
         if name is not None and name.part == "saved" and is_saved(config, name.module):
             found.saved[name.parameter] = (*found.saved.get(name.parameter, ()), ref)
     return found
+
+
+def _drop_unwrapped(found: SortedTensors) -> None:
+    """Leaves over what lies below a layer that the adapter does not have: PEFT passes it over."""
+    for parameter, refs in list(found.frozen.items()):
+        module = parameter.rpartition(".")[0]
+        wrapped = module in found.modules or module in found.token_rows
+        kept = tuple(
+            ref
+            for ref in refs
+            if wrapped or parameter in found.saved or ref.name.endswith(f".model.{parameter}")
+        )
+        if kept:
+            found.frozen[parameter] = kept
+        else:
+            del found.frozen[parameter]
 
 
 def _names(found: SortedTensors) -> set[str]:

@@ -9,6 +9,7 @@ from packager.adapter.config import AdapterConfig, parse_adapter_config
 from packager.adapter.feature import Feature, find_features, tensor_feature
 from packager.adapter.parameter import find_parameter_pairs
 from packager.adapter.sorting import SortedTensors, sort_saved, sort_tensors
+from packager.adapter.tensorname import parse_tensor_name
 from packager.adapter.value import AdapterSpec
 from packager.errors import AdapterError
 from packager.filekind import list_model_files
@@ -19,11 +20,6 @@ _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-_TENSOR_FEATURES = (
-    (".base_layer.lora_", "LoRA on fused parameters"),
-    (".lora_A.weight", "LoRA on convolutions"),
-)
-"""Part of the name of tensors that are left over → what they are."""
 _RESHAPING = ("use_qalora",)
 
 
@@ -104,12 +100,13 @@ def _features_of_tensors(found: SortedTensors, config: AdapterConfig) -> list[Fe
         features.append(tensor_feature("LoRA on embeddings", ", ".join(embeddings)))
     if found.frozen:
         modules = [name.rpartition(".")[0] for name in found.frozen]
-        features.append(tensor_feature("base weights", ", ".join(modules)))
+        features.append(tensor_feature("copy of base weights", ", ".join(modules)))
     if config.peft_type != "LORA" or any(config.raw.get(field) for field in _RESHAPING):
         return features
-    for mark, name in _TENSOR_FEATURES:
-        count = sum(mark in tensor for tensor in found.leftover)
-        if count:
-            features.append(tensor_feature(name, f"{count} tensors"))
-            break
+    names = [parse_tensor_name(name) for name in found.leftover]
+    pairs = [name for name in names if name is not None and name.part in ("lora_a", "lora_b")]
+    if pairs:
+        fused = any(name.module.endswith(".base_layer") for name in pairs)
+        kind = "LoRA on fused parameters" if fused else "LoRA on convolutions"
+        features.append(tensor_feature(kind, f"{len(pairs)} tensors"))
     return features

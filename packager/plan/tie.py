@@ -10,6 +10,7 @@ share memory are saved under each of their names).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from packager.errors import AdapterError
@@ -31,14 +32,14 @@ def settle_head(changes: Changes) -> None:
         return
     embedding, head = _share_source(changes, embedding, head)
     embedding, head, follows = _follow(changes, embedding, head)
+    follows |= head.source is embedding.source and head.updates == embedding.updates
+    if follows:
+        embedding, head = _with_copies(embedding, head.copies), replace(embedding, copies=())
     changes.by_name[base.embedding.name] = embedding
-    same = head.source is embedding.source and head.updates == embedding.updates
-    if not (follows or same):
-        changes.by_name[name] = head
-    elif base.head is not None:
-        changes.by_name[name] = replace(embedding, copies=())
-    else:
+    if follows and base.head is None:
         changes.by_name.pop(name, None)
+    else:
+        changes.by_name[name] = head
 
 
 def _share_source(changes: Changes, embedding: Change, head: Change) -> tuple[Change, Change]:
@@ -65,7 +66,7 @@ def _follow(changes: Changes, embedding: Change, head: Change) -> tuple[Change, 
         own = [] if head.source is None else [head.source.name]
         copies = [Copy(adapter, name, embedding.source.name) for name in own]
         copies += [_moved(item, embedding.source.name) for item in head.copies]
-        return _with_copies(embedding, copies), head, True
+        return embedding, replace(head, copies=tuple(copies)), True
     pairs = _deltas(embedding), _deltas(head)
     if len(pairs[0]) == len(pairs[1]) == 1 and pairs[0][0].scale == pairs[1][0].scale:
         of_embedding, of_head = pairs[0][0], pairs[1][0]
@@ -74,7 +75,7 @@ def _follow(changes: Changes, embedding: Change, head: Change) -> tuple[Change, 
             Copy(adapter, of_head.lora_a, of_embedding.lora_b, transposed=True),
             Copy(adapter, of_head.lora_b, of_embedding.lora_a, transposed=True),
         ]
-        return _with_copies(embedding, copies), head, True
+        return embedding, replace(head, copies=tuple(copies)), True
     return embedding, head, False
 
 
@@ -95,7 +96,7 @@ def _moved(copy: Copy, original: str) -> Copy:
     return copy if copy.original is None else replace(copy, original=original, in_base=False)
 
 
-def _with_copies(change: Change, copies: list[Copy]) -> Change:
+def _with_copies(change: Change, copies: Iterable[Copy]) -> Change:
     return replace(change, copies=(*change.copies, *copies))
 
 

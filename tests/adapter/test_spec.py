@@ -60,10 +60,9 @@ def test_the_copy_of_the_head_that_peft_saves_is_no_trained_parameter(
     save_with_peft: Save, tied: bool
 ) -> None:
     spec = read_adapter(save_with_peft(tied=tied, target_modules=["lm_head"]))
-    (module,) = spec.modules.values()
-    assert module.base_copy is not None
-    assert module.base_copy.name == f"{PREFIX}lm_head.base_layer.weight"
-    assert module.base_copy.shape == (32, 16)
+    ((parameter, (copy,)),) = spec.frozen.items()
+    assert (parameter, copy.name) == ("lm_head.weight", f"{PREFIX}lm_head.base_layer.weight")
+    assert copy.shape == (32, 16)
     assert spec.parameter_count == 4 * 16 + 32 * 4
     assert spec.leftover == ()
     assert [(item.name, item.detail) for item in spec.features] == [
@@ -77,18 +76,42 @@ def test_the_copy_of_the_head_that_peft_saves_is_no_trained_parameter(
     ("lora", "feature"),
     [
         ({"target_modules": ["embed_tokens"]}, "LoRA on embeddings"),
-        ({"use_dora": True}, "DoRA magnitudes"),
-        ({"lora_bias": True}, "biases of lora_B"),
-        ({"trainable_token_indices": [1, 3]}, "trained token rows"),
+        ({"use_dora": True}, "dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"trainable_token_indices": [1, 3]}, "trainable_token_indices"),
+        ({"modules_to_save": ["lm_head", "norm"]}, "modules_to_save"),
     ],
 )
-def test_tensors_that_are_no_pairs_are_named(
+def test_tensors_that_are_no_pairs_have_their_place(
     save_with_peft: Save, lora: dict[str, Any], feature: str
 ) -> None:
     spec = read_adapter(save_with_peft(**lora))
     found = {item.name: item for item in spec.features}
-    assert found[feature].support["merged"].status == "not possible"
-    assert spec.leftover
+    assert found[feature].support["merged"].status == "works"
+    assert found[feature].support["gguf-adapter"].status == "not possible"
+    assert spec.leftover == ()
+    places = [ref.name for module in spec.modules.values() for ref in module.tensors]
+    places += [ref.name for refs in (*spec.saved.values(), *spec.frozen.values()) for ref in refs]
+    places += [item.rows.name for item in spec.token_rows.values()]
+    assert sorted(places) == sorted(ref.name for ref in spec.tensors)
+
+
+@pytest.mark.parametrize("field", ["use_dora", "lora_bias"])
+def test_a_part_that_the_configuration_tells_of_has_to_be_there(tmp_path: Path, field: str) -> None:
+    """PEFT would load random values, or the base's, in its place."""
+    with pytest.raises(
+        AdapterError, match="a part of the adapter of module .* is missing"
+    ) as found:
+        read_adapter(write_adapter(tmp_path, **{field: True}))
+    assert field in found.value.expected
+
+
+@pytest.mark.parametrize("leaf", ["lora_magnitude_vector", "lora_B.bias"])
+def test_a_part_that_the_configuration_does_not_tell_of_is_left_over(
+    tmp_path: Path, leaf: str
+) -> None:
+    name = f"{PREFIX}{Q_PROJ}.{leaf}"
+    assert read_adapter(write_adapter(tmp_path, pair(Q_PROJ) | {name: (8,)})).leftover == (name,)
 
 
 def test_lora_on_fused_experts_is_named_not_called_damaged(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from packager.cli.main import lorapack as group
 from packager.cli.message import render_error
 from packager.errors import InputError, LorapackError, RejectedPlanError
 from tests.cli.command import ROOT, lorapack
-from tests.folders import K_PROJ, Q_PROJ, pair, write_adapter, write_base, write_index
+from tests.folders import K_PROJ, PREFIX, Q_PROJ, pair, write_adapter, write_base, write_index
 
 Golden = Callable[[str, str], None]
 
@@ -130,7 +130,7 @@ def fail_everything(folder: Path) -> list[Any]:
 
 
 def fail_feature(folder: Path) -> list[Any]:
-    adapter = write_adapter(folder / "a", use_dora=True)
+    adapter = write_adapter(folder / "a", alora_invocation_tokens=[5])
     base = write_base(folder / "base")
     return ["release", adapter, "--base", base, "--target", "merged", "--out", folder / "out"]
 
@@ -198,16 +198,18 @@ def test_a_failure_with_json_leaves_stdout_empty(tmp_path: Path, command: str) -
 
 
 def test_inspect_says_what_an_adapter_is(adapter: Path, base: Path) -> None:
+    magnitudes = {f"{PREFIX}{name}.lora_magnitude_vector": (8,) for name in (Q_PROJ, K_PROJ)}
     write_adapter(
-        adapter, pair(Q_PROJ) | pair(K_PROJ), use_rslora=True, some_new_field=3, use_dora=True
-    )
+        adapter, pair(Q_PROJ) | pair(K_PROJ) | magnitudes,
+        use_rslora=True, some_new_field=3, use_dora=True,
+    )  # fmt: skip
     done = run("inspect", adapter, "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document["schema_version"] == 1
     assert (document["ranks"], document["alpha"], document["scales"]) == ([4], 8, [4])
     assert document["target_modules"] == ["k_proj", "q_proj"]
-    assert (document["modules"], document["parameters"]) == (2, 2 * (4 * 8 + 8 * 4))
+    assert (document["modules"], document["parameters"]) == (2, 2 * (4 * 8 + 8 * 4 + 8))
     assert document["dtypes"] == ["F32"]
     assert document["base"]["trained_on"] == "org/base"
     assert not document["base"]["locked"]
@@ -219,7 +221,7 @@ def test_inspect_says_what_an_adapter_is(adapter: Path, base: Path) -> None:
         "gguf-adapter": "not possible", "vllm": "not possible",
     }  # fmt: skip
     text = run("inspect", adapter).stdout
-    for part in ("scale 4", "k_proj, q_proj (2 modules)", "128 parameters", "dora",
+    for part in ("scale 4", "k_proj, q_proj (2 modules)", "144 parameters", "dora",
                  "some_new_field", "not locked"):  # fmt: skip
         assert part in text
     assert run("lock", adapter, "--base", base).exit_code == 0

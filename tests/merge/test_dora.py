@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.merge import release as oracle
-from tests.merge.release import Merged
+from tests.merge import merged as oracle
+from tests.merge.merged import Merged
 
 MakeBase = Callable[[str, bool, bool], Path]
 

@@ -24,12 +24,16 @@ from packager.errors import (
 )
 from packager.gather import Gathered, gather
 from packager.plan import (
+    Addition,
+    Copy,
     Delta,
+    Magnitude,
     PlannedFile,
     PlannedShard,
     PlannedTensor,
     ReleaseOptions,
     ReleasePlan,
+    RowReplacement,
     TargetPlan,
     parse_plan,
     plan_release,
@@ -213,19 +217,26 @@ def test_a_plan_holds_plain_values_only(base: Path, adapter: Path) -> None:
 text = st.text(st.characters(codec="utf-8"), max_size=12)
 sizes = st.integers(0, 1 << 60)
 scales = st.floats(allow_nan=False, allow_infinity=False)
-deltas = st.builds(
-    Delta, adapter=text, module=text, lora_a=text, lora_b=text, rank=sizes, scale=scales,
-    base_copy=st.none() | text,
-)  # fmt: skip
 
 
 def tuples(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(items, max_size=3).map(tuple)
 
 
+deltas = st.one_of(
+    st.builds(
+        Delta, adapter=text, module=text, lora_a=text, lora_b=text, rank=sizes, scale=scales,
+        blocks=st.tuples(sizes, sizes), idle=tuples(text),
+    ),
+    st.builds(Magnitude, adapter=text, module=text, magnitude=text, axis=st.just("column")),
+    st.builds(RowReplacement, adapter=text, module=text, rows=text, indices=tuples(sizes)),
+    st.builds(Addition, adapter=text, module=text, values=text, scale=scales),
+)  # fmt: skip
+copies = st.builds(Copy, adapter=text, name=text, original=st.none() | text, in_base=st.booleans())
 tensors = st.builds(
     PlannedTensor, name=text, dtype=st.sampled_from(["F32", "BF16"]), shape=tuples(sizes),
     rule=st.sampled_from(["copy", "cast", "lora"]), source=text, deltas=tuples(deltas),
+    source_adapter=st.none() | text, copies=tuples(copies), shared=tuples(text),
 )  # fmt: skip
 targets = st.builds(
     TargetPlan,
@@ -271,9 +282,9 @@ def test_every_problem_is_shown_together(base: Path, tmp_path: Path) -> None:
         target_modules=["k_proj"],
     )
     write_tokenizer(crowded, 17)
-    dora = write_adapter(tmp_path / "dora", use_dora=True)
+    alora = write_adapter(tmp_path / "alora", alora_invocation_tokens=[5])
     options = ReleaseOptions(targets=("merged", "ollama", "vllm"))
-    gathered = gather((("a/b", crowded), ("two", dora), ("two", dora)), base=str(base),
+    gathered = gather((("a/b", crowded), ("two", alora), ("two", alora)), base=str(base),
                       progress=Silent())  # fmt: skip
     with pytest.raises(RejectedPlanError) as caught:
         plan_release(gathered.adapters, gathered.base, options)
@@ -286,7 +297,7 @@ def test_every_problem_is_shown_together(base: Path, tmp_path: Path) -> None:
         (AdapterError, "1 of 2 adapted modules are not in the base"),
         (AdapterError, "has another width than the base"),
         (AdapterError, "adapter_config.json does not select them"),
-        (UnsupportedFeatureError, "feature 'dora'"),
+        (UnsupportedFeatureError, "feature 'alora'"),
         (UnsupportedFeatureError, "does not write target 'vllm'"),
     ):
         assert any(item is kind and part in line for item, line in found), part
@@ -392,7 +403,8 @@ def test_an_unsupported_feature_has_no_normalised_form_even_with_a_scale_of_its_
 ) -> None:
     """Folding a DoRA's scale into lora_B would make another adapter."""
     plain = write_adapter(tmp_path / "plain", use_rslora=True)
-    dora = write_adapter(tmp_path / "dora", use_rslora=True, use_dora=True)
+    shapes = pair(Q_PROJ) | {f"{PREFIX}{Q_PROJ}.lora_magnitude_vector": (8,)}
+    dora = write_adapter(tmp_path / "dora", shapes, use_rslora=True, use_dora=True)
     made = plan(base, plain=plain, dora=dora)
     folded = {target.name: any("normalised" in file.path for file in target.files)
               for target in made.targets if target.target == "adapter"}  # fmt: skip

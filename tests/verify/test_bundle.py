@@ -444,12 +444,14 @@ def test_adapters_with_different_targets_are_verified_each_for_its_own(
     pristine: World, tmp_path: Path
 ) -> None:
     """One can be merged, the other only be kept: the default takes what each allows."""
-    dora = make_adapter(pristine.base, tmp_path / "dora", use_dora=True)
-    made = make_release({"plain": pristine.adapter, "dora": dora}, pristine.base, tmp_path / "out")
+    alora = make_adapter(pristine.base, tmp_path / "alora", alora_invocation_tokens=[5])
+    made = make_release(
+        {"plain": pristine.adapter, "alora": alora}, pristine.base, tmp_path / "out"
+    )
     assert [(item.target, item.name) for item in made.manifest.targets] == [
-        ("adapter", "plain"), ("merged", "plain"), ("adapter", "dora"),
+        ("adapter", "plain"), ("merged", "plain"), ("adapter", "alora"),
     ]  # fmt: skip
-    world = World(pristine.base, dora, made.bundle)
+    world = World(pristine.base, alora, made.bundle)
     assert world.problems("weights") == []
     assert len(world.verify().targets) == 3
 

@@ -7,8 +7,8 @@ before, so that one side's update does not reach the other.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from packager.plan import ReleaseOptions
 from packager.progress import Silent
@@ -26,7 +26,9 @@ from packager.release import ReleaseRequest, release
 from tests.merge.conftest import load, read_tensors
 
 BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
-TOKENS = torch.arange(4, 100).view(4, 24)
+EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight")
+MORE = 8
+"""Tokens by which `enlarge` enlarges a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ Change = Callable[[Any], None]
 
 def write_adapter(base: Path, out: Path, change: Change | None = None, **config: Any) -> Path:
     """Attaches an adapter, gives every tensor that it would train other values, and saves it."""
-    arguments = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **config}
+    # PEFT changes lists that it is given, to tie what they name.
+    arguments = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **deepcopy(config)}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = load(base)
@@ -106,8 +109,15 @@ def _take_apart(model: nn.Module) -> None:
         seen.add(id(module._parameters.get("weight")))
 
 
-def check_tensors(merged: Merged, change: Change | None = None) -> set[str]:
+def check_tensors(
+    merged: Merged, change: Change | None = None, *, unknown: Iterable[str] = ()
+) -> set[str]:
     """Compares every tensor with the truth and with PEFT's merge in the output's own dtype.
+
+    Args:
+        merged: What to compare.
+        change: Done to the base before.
+        unknown: Tensors that PEFT does not merge itself.
 
     Returns:
         Names of the tensors that differ from the base's.
@@ -119,8 +129,8 @@ def check_tensors(merged: Merged, change: Change | None = None) -> set[str]:
     _take_apart(rounded)
     peft = rounded.merge_and_unload().state_dict()
     changed = set()
-    for name, values in found.items():
-        wanted = truth[name]
+    for name in found.keys() - set(unknown):
+        values, wanted = found[name], truth[name]
         assert values.shape == wanted.shape, name
         error = (values.double() - wanted).abs()
         unit = 2.0 ** (wanted.abs().clamp_min(2.0**-60).log2().floor() - BITS[values.dtype])
@@ -130,9 +140,13 @@ def check_tensors(merged: Merged, change: Change | None = None) -> set[str]:
         assert error.mean() <= theirs * (1 + 1e-6) + 1e-12, name
         if name not in base or not torch.equal(values, base[name]):
             changed.add(name)
-    assert truth.keys() - found.keys() <= {"lm_head.weight"}
-    if "lm_head.weight" not in found:
+    for name in truth.keys() - found.keys() - set(unknown):
+        if ".token_adapter." in name:
+            continue
+        assert name == "lm_head.weight"
         assert merged.config["tie_word_embeddings"] is True
+        embedding = next(key for key in EMBEDDINGS if key in truth)
+        assert torch.equal(truth[name], truth[embedding]), "the head is lost"
     return changed
 
 
@@ -140,21 +154,38 @@ def check_logits(
     merged: Merged, change: Change | None = None, *, lost: float = 1e-5, effect: float = 0.01
 ) -> None:
     """Compares the reloaded model with base and adapter, unmerged, in float32."""
+    plain = load(merged.base)
+    rows = plain.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
-        truth = attach(merged, change)(input_ids=TOKENS).logits.double()
-        found = load(merged.folder)(input_ids=TOKENS).logits.double()
-        plain = load(merged.base)(input_ids=TOKENS).logits.double()
+        tuned = attach(merged, change)
+        tokens = torch.arange(96) % tuned.get_input_embeddings().weight.shape[0]
+        tokens[::12] = tuned.get_input_embeddings().weight.shape[0] - 1 - torch.arange(8)
+        tokens = tokens.view(4, 24)
+        truth = tuned(input_ids=tokens).logits.double()
+        found = load(merged.folder)(input_ids=tokens).logits.double()
+        before = plain(input_ids=tokens.clamp(max=rows - 1)).logits.double()
     assert found.shape == truth.shape
-    changed = (plain - truth[..., : plain.shape[-1]]).norm()
+    width = min(rows, truth.shape[-1])
+    changed = (before[..., :width] - truth[..., :width]).norm()
     assert changed > effect * truth.norm(), "the adapter has next to no effect"
     assert (found - truth).norm() <= lost * changed
 
 
-def round_base(base: Path, out: Path, dtype: str) -> Path:
-    """Copies a base with its weights in another dtype."""
-    shutil.copytree(base, out)
-    config = json.loads((out / "config.json").read_text("utf-8"))
-    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype}), "utf-8")
-    tensors = {k: v.to(getattr(torch, dtype)) for k, v in read_tensors(base).items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
+def enlarge(model: Any) -> None:
+    """Gives the model more tokens, as a trainer does who adds some."""
+    rows = model.get_input_embeddings().weight.shape[0] + MORE
+    model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def make_model(folder: Path, config: Any, dtype: str = "float32") -> Path:
+    """Writes a random model of any configuration, biases included."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("bias"):
+                    weight.normal_(std=0.1)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n", "utf-8")
+    return folder

@@ -1,0 +1,57 @@
+"""A base with as many rows of its vocabulary as an adapter was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packager.adapter import AdapterSpec, read_adapter
+
+
+def enlarge_vocabulary(model: Any, directory: Path) -> int:
+    """Resizes a loaded base to the adapter's embedding, which PEFT leaves to its user.
+
+    New rows are zero until the adapter's own are loaded over them.
+
+    Args:
+        model: A transformers model; changed in place.
+        directory: The adapter.
+
+    Returns:
+        Rows of the input embedding.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding is None:
+        return 0
+    before = int(embedding.weight.shape[0])
+    rows = _trained_rows(model, read_adapter(directory)) or before
+    if rows != before:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None:
+                    layer.weight[before:] = 0
+    return rows
+
+
+def is_repetition(name: str) -> bool:
+    """Tells whether PEFT saved a tensor from inside of its wrapper once more, and passes it over.
+
+    Source: PEFT 0.21, utils/save_and_load.py, get_peft_model_state_dict: embeddings that were
+    resized and are in `modules_to_save`.
+    """
+    return ".modules_to_save.weight" in name or ".original_module." in name
+
+
+def _trained_rows(model: Any, spec: AdapterSpec) -> int | None:
+    """Returns the rows of the embedding or the head in the adapter, if it carries one of them."""
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for name, module in model.named_modules():
+        if any(module is layer for layer in layers):
+            parameter = f"{name}.weight"
+            refs = (*spec.saved.get(parameter, ()), *spec.frozen.get(parameter, ()))
+            if refs:
+                return refs[0].shape[0]
+    return None

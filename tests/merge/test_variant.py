@@ -1,0 +1,77 @@
+"""Variants of LoRA that are low-rank after training, and layers that stand there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
+
+from packager.errors import RejectedPlanError
+from tests.folders import pair, write_adapter
+from tests.merge import merged as oracle
+
+MakeBase = Callable[[str, bool, bool], Path]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bdlora": {
+        "target_modules": ["q_proj", "o_proj", "k_proj"],
+        "use_bdlora": BdLoraConfig(
+            target_modules_bd_a=["o_proj"],
+            target_modules_bd_b=["q_proj"],
+            nblocks=2,
+            match_strict=False,
+        ),
+    },
+    "velora": {"target_modules": ["q_proj"], "velora_config": VeloraConfig()},
+    "monteclora": {"target_modules": ["q_proj"], "monteclora_config": MontecloraConfig()},
+    "mica": {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_merged_as_peft_does(make_base: MakeBase, tmp_path: Path, name: str) -> None:
+    base = make_base("float32", False, True)
+    adapter = oracle.write_adapter(base, tmp_path / "a", **VARIANTS[name])
+    merged = oracle.merge(base, adapter, tmp_path / "out")
+    assert len(oracle.check_tensors(merged)) == 2 * len(VARIANTS[name]["target_modules"])
+    oracle.check_logits(merged)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_layers_that_stand_there_again(make_base: MakeBase, tmp_path: Path, sharded: bool) -> None:
+    base = make_base("float32", sharded, True)
+    adapter = oracle.write_adapter(
+        base, tmp_path / "a", target_modules=["q_proj", "down_proj"],
+        layer_replication=[[0, 2], [1, 2], [0, 1]], modules_to_save=["norm"],
+    )  # fmt: skip
+    merged = oracle.merge(base, adapter, tmp_path / "out")
+    assert merged.config["num_hidden_layers"] == 4
+    found = oracle.read_tensors(merged.folder)
+    assert {int(name.split(".")[2]) for name in found if ".layers." in name} == {0, 1, 2, 3}
+    oracle.check_logits(merged)
+    oracle.check_tensors(merged)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"alora_invocation_tokens": [1, 2]}, "which no weights can tell"),
+        ({"arrow_config": {"top_k": 2}}, "routed to other adapters"),
+        ({"use_qalora": True}, "GPTQ"),
+        ({"kasa_config": {"beta": 1.0}}, "the base was truncated"),
+        ({"init_lora_weights": "pissa"}, "changed the base"),
+        ({"init_lora_weights": "loftq"}, "changed the base"),
+    ],
+)
+def test_what_has_no_exact_merge_says_why(
+    make_base: MakeBase, tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
+    base = make_base("float32", False, True)
+    shapes = pair("model.layers.0.self_attn.q_proj", width=64, height=64)
+    adapter = write_adapter(tmp_path / "a", shapes, **config)
+    with pytest.raises(RejectedPlanError, match=why):
+        oracle.merge(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
