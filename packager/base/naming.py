@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from packager.base.nametable import LEGACY, PREFIXES, RULES, UNMAPPED, VISION_CLASSES
@@ -44,6 +45,7 @@ class Naming:
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> None:
+        self._config = config
         self._rules = name_rules(config)
         self._prefix = base_prefix(config)
         self._tensors = tensors
@@ -80,7 +82,13 @@ class Naming:
             for name in self._spellings(found.names[0]):
                 if name in self._parts:
                     return _complete(self._parts[name])
-        return ()
+        return self._text.find(parameter) if self._text is not None else ()
+
+    @cached_property
+    def _text(self) -> Naming | None:
+        """Of a composite model, the language model that can be loaded by itself."""
+        inner = self._config.get("text_config")
+        return Naming(inner, self._tensors) if isinstance(inner, Mapping) else None
 
     def find_tensor(self, parameter: str) -> TensorRef | None:
         """Returns the stored tensor that is a parameter as a whole, or None."""
@@ -90,8 +98,9 @@ class Naming:
 
     def below(self, module: str) -> frozenset[str]:
         """Returns the names, within a module, of the parameters that it holds itself."""
-        found = (self._leaves.get(name, set()) for name in self._spellings(module))
-        return frozenset(name for names in found for name in names)
+        found = [self._leaves.get(name, set()) for name in self._spellings(module)]
+        names = frozenset(name for names in found for name in names)
+        return names or (self._text.below(module) if self._text is not None else names)
 
     def is_cut_with_others(self, name: str) -> bool:
         """Tells whether a stored tensor becomes some of the rows of an expert of a parameter."""

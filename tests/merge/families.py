@@ -53,6 +53,22 @@ def _gemma3() -> Any:
     )  # fmt: skip
 
 
+def _llama4() -> Any:
+    text = {
+        "intermediate_size": 48,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "no_rope_layers": [1, 1],
+    }
+    return transformers.Llama4Config(
+        text_config={**_TEXT, **text},
+        vision_config={**_VISION, "vision_output_dim": 32, "projector_input_dim": 32,
+                       "projector_output_dim": 32, "pixel_shuffle_ratio": 1.0},
+    )  # fmt: skip
+
+
 def _qwen_vision(name: str, **settings: Any) -> Callable[[], Any]:
     def make() -> Any:
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -84,6 +100,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         "Llama4TextConfig", intermediate_size=48, intermediate_size_mlp=64, num_local_experts=4,
         num_experts_per_tok=1, interleave_moe_layer_step=1, no_rope_layers=[1, 1],
     ),
+    "llama4-vision": _llama4,
     "granite-moe": _text("GraniteMoeConfig", intermediate_size=48, num_local_experts=4),
     "deepseek": _text(
         "DeepseekV3Config", intermediate_size=64, moe_intermediate_size=24, n_routed_experts=4,
@@ -115,7 +132,7 @@ CLASSES = {
     **dict.fromkeys(CONFIGS, "AutoModelForCausalLM"),
     **dict.fromkeys(
         ("gemma3-vision", "llava", "llava-next", "mistral3", "qwen2-vl", "qwen2.5-vl",
-         "qwen3-vl-moe"),
+         "qwen3-vl-moe", "llama4-vision"),
         "AutoModelForImageTextToText",
     ),
     "nomic-bert": "AutoModelForMaskedLM",

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from packager.base import read_base
 from packager.errors import LorapackError, RejectedPlanError
+from packager.plan import ReleaseOptions, parse_plan, render_plan
+from packager.progress import Silent
+from packager.release import ReleaseRequest, release
+from packager.tensorfile import TensorRef, read_header
+from packager.verify.bundle import verify_bundle
+from packager.verify.weights import Sources, check_weights
 from tests.merge.families import answer, load, load_tuned, make_model, save_base
 from tests.merge.oracle import Pair, check_against_peft, merge, save_pair
 
@@ -283,3 +290,49 @@ def test_the_base_answers_otherwise_than_the_merged_model(base_of: BaseOf, tmp_p
     pair = save_pair("qwen3-moe", base_of("qwen3-moe"), tmp_path, target_parameters=EXPERTS)
     difference = answer(load("qwen3-moe", merge(pair))) - answer(load("qwen3-moe", pair.base))
     assert float(difference.norm()) > 1
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe", "gpt-oss"])
+def test_a_release_proves_every_expert(family: str, base_of: BaseOf, tmp_path: Path) -> None:
+    targets = [*EXPERTS, ROUTERS.get(family, "mlp.gate.weight")]
+    pair = save_pair(family, base_of(family), tmp_path, target_parameters=targets)
+    options = ReleaseOptions(targets=("merged",), license="mit")
+    made = release(
+        ReleaseRequest(
+            ((None, pair.adapter),), tmp_path / "out", base=str(pair.base), options=options
+        ),
+        Silent(),
+    )
+    parsed = parse_plan(render_plan(made.plan), where="plan")
+    assert parsed == made.plan
+    proof = made.proof.targets[0]
+    assert proof.weights is not None
+    assert proof.behaviour is not None
+    assert not proof.problems
+    stacked = 2 * 2 if family == "gpt-oss" else 2 * 4 * 3
+    assert proof.weights.by_rule["expert-lora"] == (stacked, stacked)
+    assert proof.weights.by_rule["lora"] == (2, 2)
+    tensors = len(load_file(pair.adapter / WEIGHTS))
+    assert proof.weights.adapter_tensors_used == proof.weights.adapter_tensors_total == tensors
+    bundle = tmp_path / "out"
+    again = verify_bundle(bundle, level="weights", base=None, progress=Silent())
+    assert not any(target.problems for target in again.targets)
+    folder = bundle / "merged/adapter"
+    damaged = change_one_value(folder / "model.safetensors")
+    sources = Sources(read_base(pair.base), {"adapter": refs_of(pair.adapter)})
+    check = check_weights(made.plan.targets[0].tensors, read_base(folder), sources)
+    assert len(check.problems) == 1
+    assert check.problems[0].startswith(f"{damaged} is not base + adapter")
+
+
+def refs_of(adapter: Path) -> dict[str, TensorRef]:
+    return {ref.name: ref for ref in read_header(adapter / WEIGHTS).tensors}
+
+
+def change_one_value(path: Path) -> str:
+    """Changes a value of the last expert, and returns the name of its tensor."""
+    tensors = load_file(path)
+    name = max(name for name in tensors if "experts" in name and "bias" not in name)
+    tensors[name].view(-1)[-1] += 0.01
+    save_file(tensors, path, {"format": "pt"})
+    return name

@@ -12,7 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from packager.base import read_base
-from tests.merge.families import CONFIGS, answer, load, make_model, save_base
+from tests.merge.families import CONFIGS, answer, load, load_tuned, make_model, save_base
 from tests.merge.oracle import check_against_peft, merge, save_pair
 
 EXPECTED = {
@@ -141,3 +141,21 @@ def test_adapters_of_older_transformers_are_the_same(
     again = load_file(merge(pair, tmp_path / "again") / "model.safetensors")
     assert new.keys() == again.keys()
     assert all(torch.equal(new[name], again[name]) for name in new)
+
+
+def test_a_language_model_loaded_by_itself_is_found_in_the_composite_model(
+    base_of: Any, tmp_path: Path
+) -> None:
+    # AutoModelForCausalLM loads but the language model of a Llama 4.
+    base = base_of("llama4-vision")
+    pair = save_pair(
+        "llama4", base, tmp_path, target_modules=["q_proj"], target_parameters=["down_proj"]
+    )
+    merged = load_file(merge(pair) / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    tuned = load_tuned("llama4", base, pair.adapter).merge_and_unload().state_dict()
+    changed = {name for name in merged if not torch.equal(merged[name], before[name])}
+    assert len(changed) == 4
+    for name in changed:
+        wanted = tuned[name.removeprefix("language_model.")]
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-5, atol=2e-6)
