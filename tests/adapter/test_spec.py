@@ -100,7 +100,7 @@ def test_tensors_that_are_no_pairs_have_their_place(
 def test_a_part_that_the_configuration_tells_of_has_to_be_there(tmp_path: Path, field: str) -> None:
     """PEFT would load random values, or the base's, in its place."""
     with pytest.raises(
-        AdapterError, match="a part of the adapter of module .* is missing"
+        AdapterError, match=r"a part of the adapter of module .* is missing"
     ) as found:
         read_adapter(write_adapter(tmp_path, **{field: True}))
     assert field in found.value.expected
