@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from lorapack_gate.answer import (
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    send_bytes,
+    send_json,
+    send_refusal,
+)
 
 _PASSED = ("/v1/chat/completions", "/v1/completions")
-_JSON = (b"content-type", b"application/json")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class LlamaProxy:
         self._backends = backends
         # An answer takes as long as it takes; who waits may leave.
         self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=10.0), limits=httpx.Limits(max_connections=None)
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,12 +78,16 @@ class LlamaProxy:
                 ],
             },
         }
-        known = path in documents
-        document = documents.get(path) or _error("llama.cpp's endpoint has no such path")
         if path == "/metrics":
-            await _send(send, 200, b"", b"text/plain")
+            # The gate adds its own.
+            await send_bytes(send, 200, b"", ((b"content-type", b"text/plain"),))
+        elif path in documents:
+            await send_json(send, 200, documents[path])
         else:
-            await _send(send, 200 if known else 404, json.dumps(document).encode(), _JSON[1])
+            await send_refusal(
+                send,
+                RefusedError(404, "llama.cpp's endpoint has no such path", code="unknown_path"),
+            )
 
     async def _pass(self, path: str, receive: Receive, send: Send) -> None:
         # The gate has read the whole body, and checked which model it names.
@@ -117,14 +125,3 @@ class LlamaProxy:
 async def _wait_for_leave(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send(send: Send, status: int, body: bytes, kind: bytes) -> None:
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]}
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "code": "unknown_path"}}
