@@ -98,6 +98,11 @@ class AdapterConfig:
         """
         return any(_names_parameter(item, module, parameter) for item in self.target_parameters)
 
+    def selected_parameters(self, module: str) -> list[str]:
+        """Returns the dotted names of the parameters of a module that PEFT would adapt, sorted."""
+        leaves = {target.rpartition(".")[2] for target in self.target_parameters}
+        return sorted(f"{module}.{leaf}" for leaf in leaves if self.selects_parameter(module, leaf))
+
     @property
     def target_parameters(self) -> tuple[str, ...]:
         """Endings of the names of parameters that are adapted by themselves."""

@@ -136,4 +136,38 @@ class AdapterSpec:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Ranks in use, sorted."""
-        return tuple(sorted({module.rank for module in self.modules.values()}))
+        own = {self.config.rank_of(name) for name in self._parameter_names}
+        return tuple(sorted(own | {module.rank for module in self.modules.values()}))
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Alphas in use, sorted."""
+        own = {self.config.alpha_of(name) for name in self._parameter_names}
+        return tuple(sorted(own | {module.alpha for module in self.modules.values()}))
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Factors of B·A in use, sorted."""
+        own = {self.config.scale_of(name) for name in self._parameter_names}
+        return tuple(sorted(own | {module.scale for module in self.modules.values()}))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Last names of the layers and parameters that are adapted, sorted."""
+        names = (*self.modules, *self._parameter_names)
+        return tuple(sorted({name.rpartition(".")[2] for name in names}))
+
+    @property
+    def pair_count(self) -> int:
+        """Number of layers and parameters that are adapted."""
+        return len(self.modules) + len(self.parameters)
+
+    @property
+    def _parameter_names(self) -> tuple[str, ...]:
+        """Dotted names of adapted parameters: which of them a module holds, only a base tells."""
+        modules = {pair.module: pair.depth + 1 for pair in self.parameters}
+        names: list[str] = []
+        for module, count in modules.items():
+            found = self.config.selected_parameters(module)
+            names += found if len(found) == count else [module]
+        return tuple(names)

@@ -47,7 +47,6 @@ def inspect_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None)
     """Returns everything that `inspect` shows."""
     config = spec.config
     config_of_base = _read_base_config(base or config.base_name)
-    scales = sorted({module.scale for module in spec.modules.values()})
     return {
         "schema_version": SCHEMA_VERSION,
         "adapter": str(spec.directory),
@@ -55,9 +54,9 @@ def inspect_document(spec: AdapterSpec, lock: BaseLock | None, base: str | None)
         "task_type": config.task_type,
         "ranks": list(spec.ranks),
         "alpha": config.alpha,
-        "scales": scales,
-        "target_modules": sorted({name.rpartition(".")[2] for name in spec.modules}),
-        "modules": len(spec.modules),
+        "scales": list(spec.scales),
+        "target_modules": list(spec.targets),
+        "modules": spec.pair_count,
         "parameters": spec.parameter_count,
         "dtypes": list(spec.dtypes),
         "bytes": spec.weights_bytes,
