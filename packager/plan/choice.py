@@ -20,6 +20,7 @@ from packager.plan.option import (
 )
 from packager.quantisation.training import LoadedIn
 from packager.record import build_record
+from packager.serving.engine import VLLM_VERSION
 
 _MAX_BYTES = 1 << 60
 
@@ -47,6 +48,7 @@ def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, s
         choices["adapter_type"] = options.adapter_type
     if "vllm" in targets:
         choices |= {
+            "vllm_version": VLLM_VERSION,
             "bake_base": "yes" if options.bake_base else "",
             "accept_license": "yes" if options.accept_license else "",
             "max_model_len": str(options.max_model_len or ""),

@@ -92,7 +92,8 @@ def plan_release(
     if problems:
         raise RejectedPlanError(tuple(problems))
     plan = _summarise(tuple(targets), adapters, base, tuple(notes))
-    return replace(plan, serving=serving)
+    baked = base.index.weights_bytes if serving is not None and serving.base.baked else 0
+    return replace(plan, serving=serving, output_bytes=plan.output_bytes + baked)
 
 
 def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
