@@ -144,6 +144,11 @@ def weights_lines(target: TargetProof) -> tuple[str, ...]:
     tensors = f"{describe_count(check.checked)} of {describe_count(check.total, 'tensor')}"
     if target.target == "adapter":
         return (f"{tensors} compared with the adapter as trained",)
+    if check.delta_difference is not None:
+        return (
+            f"{tensors} compared with the adapter as trained; it makes the same change, to "
+            f"{describe_number(check.delta_difference)} of its size",
+        )
     scope = "" if check.checked == check.total else ", a sample that covers every rule"
     lines = [
         f"{tensors} made again from base and adapter{scope}",
