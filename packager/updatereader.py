@@ -6,7 +6,7 @@ columns, takes a pass over it here, a block of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from packager.merge import (
     StackFactors,
     VectorAddition,
     cut_pair,
+    cut_singular,
+    project_columns,
 )
 from packager.plan import (
     Addition,
@@ -35,6 +37,7 @@ from packager.plan import (
     ModuleUpdate,
     PartDelta,
     PlannedTensor,
+    Residual,
     RowReplacement,
 )
 from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
@@ -95,6 +98,8 @@ def read_updates(
                 made.append(_read_factors(update, refs, dtype, opened))
             elif isinstance(update, PartDelta):
                 made.append(_read_part(update, refs, dtype, files))
+            elif isinstance(update, Residual):
+                made.append(_read_residual(update, ref, made, dtype, opened))
             elif isinstance(update, RowReplacement):
                 made.append(_read_rows(update, refs[update.rows], dtype, opened))
             elif isinstance(update, Addition):
@@ -117,8 +122,38 @@ def _read_factors(
     blocks_a, blocks_b = delta.blocks
     lora_a = _spread(_read_finite(refs[delta.lora_a], files).to(dtype), blocks_a)
     lora_b = _spread(_read_finite(refs[delta.lora_b], files).to(dtype), blocks_b)
+    if delta.diagonal is not None:
+        lora_b = lora_b * _read_finite(refs[delta.diagonal], files).to(dtype)
     factors = Factors(lora_a, lora_b, delta.scale)
     return factors.transposed() if delta.transposed else factors
+
+
+def _read_residual(
+    update: Residual,
+    ref: TensorRef,
+    before: Sequence[RowUpdate],
+    dtype: torch.dtype,
+    files: OpenFiles,
+) -> Factors:
+    """Works out again what was taken out of a weight; by singular values, with all of it in memory.
+
+    Args:
+        update: What was.
+        ref: The weight.
+        before: Updates of it that come first.
+        dtype: Of the arithmetic.
+        files: Files that are open already.
+    """
+
+    def blocks() -> Iterator[tuple[int, Tensor]]:
+        return _blocks(ref, before, dtype, files)
+
+    if update.kind == "olora":
+        found = project_columns(blocks, update.rank, update.scale)
+    else:
+        weight = torch.cat([block for _, block in blocks()])
+        found = cut_singular(weight, update.rank, largest=update.kind == "pissa")
+    return Factors(found.lora_a.to(dtype), found.lora_b.to(dtype), found.scale)
 
 
 def _spread(factor: Tensor, blocks: int) -> Tensor:
@@ -302,16 +337,24 @@ def _folder(ref: TensorRef) -> Path:
 
 def _column_norms(ref: TensorRef, updates: Sequence[RowUpdate], files: OpenFiles) -> Tensor:
     """Returns the norm of each column of the updated matrix, shape (width,), float64."""
-    matrix = as_matrix(ref)
-    rows, width = matrix.shape
-    squares = torch.zeros(width, dtype=torch.float64)
-    step = max(1, _PASS_ELEMENTS // max(1, width))
-    for first in range(0, rows, step):
-        block = read_rows(matrix, first, min(step, rows - first), files).double()
-        for update in updates:
-            update.apply(block, first)
+    squares = torch.zeros(as_matrix(ref).shape[1], dtype=torch.float64)
+    for _, block in _blocks(ref, updates, torch.float64, files):
         squares += block.square_().sum(dim=0)
     return squares.sqrt_()
+
+
+def _blocks(
+    ref: TensorRef, updates: Sequence[RowUpdate], dtype: torch.dtype, files: OpenFiles
+) -> Iterator[tuple[int, Tensor]]:
+    """Makes a pass over an updated matrix: (first row, rows in float64) of each block."""
+    matrix = as_matrix(ref)
+    rows, width = matrix.shape
+    step = max(1, _PASS_ELEMENTS // max(1, width))
+    for first in range(0, rows, step):
+        block = read_rows(matrix, first, min(step, rows - first), files).to(dtype)
+        for update in updates:
+            update.apply(block, first)
+        yield first, block.double()
 
 
 def check_finite_values(ref: TensorRef, values: Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from packager.adapter.config import AdapterConfig
+from packager.adapter.scope import residual_kind
 from packager.adapter.tuner import FIELDS, WHOLE_MODULE, why_not_merged
 from packager.manifest import Target
 
@@ -63,6 +64,7 @@ _REPLACED = Support("works", "the trained tensors take the place of the base's")
 _ROWS = Support("works", "the trained rows take the place of the base's")
 _TIED = Support("works", "embedding and head stay one tensor")
 _AS_LORA = Support("works", "after training it is plain LoRA, and merged as such")
+_REPEATED = Support("works", "what was taken out of the base is worked out again, and merged")
 _BLOCKS = Support("works", "its blocks are put on their diagonals, and merged")
 _SWAPPED = Support("works", "merged the way round in which the base stores the weight")
 _OLLAMA_MERGES = Support("works", "merged into the GGUF, since Ollama takes no adapters")
@@ -111,7 +113,13 @@ _BASE_KEEPING_INITS = (True, False, "true", "false", "gaussian", "orthogonal", "
 
 def _base_changing_init(config: AdapterConfig) -> str | None:
     value = config.raw.get("init_lora_weights", True)
-    return None if value in _BASE_KEEPING_INITS else _short(value)
+    known = value in _BASE_KEEPING_INITS or _repeatable_init(config) is not None
+    return None if known else _short(value)
+
+
+def _repeatable_init(config: AdapterConfig) -> str | None:
+    kind = residual_kind(config)
+    return kind if kind in ("olora", "pissa") else None
 
 
 def _regex_targets(config: AdapterConfig) -> str | None:
@@ -157,8 +165,18 @@ _RULES: tuple[_Rule, ...] = (
     ),
     _Rule(
         "init_lora_weights",
+        _repeatable_init,
+        _REPEATED,
+        _refused("the initialisation changed the base"),
+        in_pairs=False,
+    ),
+    _Rule(
+        "init_lora_weights",
         _base_changing_init,
-        Support("not possible", "this initialisation changed the base; convert the adapter first"),
+        _impossible(
+            "this initialisation changed the base by what is not in the adapter; save it converted "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        ),
         _refused("the initialisation changed the base"),
     ),
     _Rule(
@@ -180,12 +198,7 @@ _RULES: tuple[_Rule, ...] = (
         _impossible("every token is routed to other adapters, which no weights can tell"),
         _refused("routing between adapters"),
     ),
-    _Rule(
-        "kasa",
-        _filled("kasa_config"),
-        _impossible("the base was truncated for training, by what is not in the adapter"),
-        _refused("not known"),
-    ),
+    _Rule("kasa", _filled("kasa_config"), _REPEATED, _refused("not known"), in_pairs=False),
     _Rule("velora", _filled("velora_config"), _AS_LORA, _refused("not known"), in_pairs=False),
     _Rule(
         "monteclora", _filled("monteclora_config"), _AS_LORA, _refused("not known"), in_pairs=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from packager.adapter.config import AdapterConfig
-from packager.adapter.scope import count_blocks
+from packager.adapter.scope import count_blocks, residual_kind
 from packager.adapter.tensorname import Part
 from packager.adapter.value import LoraModule
 from packager.dtype import MERGEABLE
@@ -81,6 +81,8 @@ def build_module(name: str, own: ModuleParts, config: AdapterConfig, where: str)
         bias=own.parts.get("lora_bias") if config.raw.get("lora_bias") else None,
         blocks=count_blocks(config, name),
         idle=own.idle,
+        diagonal=own.parts.get("diagonal") if config.raw.get("kasa_config") else None,
+        residual=None if own.is_embedding else residual_kind(config),
     )
     _check_complete(module, config, where)
     _check_shapes(module, where)
@@ -93,12 +95,13 @@ def _check_complete(module: LoraModule, config: AdapterConfig, where: str) -> No
     for field_name, ref, name in (
         ("use_dora", module.magnitude, "lora_magnitude_vector"),
         ("lora_bias", module.bias, "lora_B.bias"),
+        ("kasa_config", module.diagonal, "lora_diag"),
     ):
         if config.raw.get(field_name) and ref is None:
             raise AdapterError(
                 f"a part of the adapter of module {module.module!r} is missing",
                 where=where,
-                expected=f"{name}, since {field_name} is true",
+                expected=f"{name}, since {field_name} is set",
                 found="no such tensor",
                 hint="the file is incomplete: save or copy the adapter again",
             )
@@ -116,7 +119,11 @@ def _check_shapes(module: LoraModule, where: str) -> None:
             found=f"lora_A {lora_a}, lora_B {lora_b}",
             hint="config and weights belong to different trainings, or the rank was edited",
         )
-    for ref, size in ((module.magnitude, module.lora_b.shape[0]), (module.bias, lora_b[0])):
+    for ref, size in (
+        (module.magnitude, lora_b[0]),
+        (module.bias, lora_b[0]),
+        (module.diagonal, rank),
+    ):
         if ref is not None and ref.shape != (size,):
             raise AdapterError(
                 f"the adapter tensor {ref.name!r} has another length than its layer",

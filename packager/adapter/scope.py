@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from packager.adapter.config import AdapterConfig
+
+ResidualKind = Literal["olora", "pissa", "kasa"]
+"""Initialisations that take something out of the base which its weights alone tell."""
 
 
 def is_saved(config: AdapterConfig, module: str) -> bool:
@@ -49,3 +54,17 @@ def count_blocks(config: AdapterConfig, module: str) -> tuple[int, int]:
         for key in ("target_modules_bd_a", "target_modules_bd_b")
     )
     return count if has_a else 1, count if has_b else 1
+
+
+def residual_kind(config: AdapterConfig) -> ResidualKind | None:
+    """Returns what was taken out of the weights of linear layers, where it can be known again.
+
+    Source: PEFT 0.21, tuners/lora/layer.py, LoraLayer.update_layer, and variants.py,
+    KasaLinearVariant.init. `pissa_niter_…` begins at random.
+    """
+    if config.raw.get("kasa_config"):
+        return "kasa"
+    stated = config.raw.get("init_lora_weights")
+    if isinstance(stated, str) and stated.lower() == "olora":
+        return "olora"
+    return "pissa" if stated == "pissa" else None

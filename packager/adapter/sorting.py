@@ -25,7 +25,7 @@ EMBEDDING_MODULES = frozenset(
 _RESHAPING = ("use_qalora",)
 """Fields that give the pairs other shapes than (rank, in) and (out, rank)."""
 _OF_MODULES: tuple[Part, ...] = (
-    "lora_a", "lora_b", "embedding_a", "embedding_b", "magnitude", "lora_bias", "idle",
+    "lora_a", "lora_b", "embedding_a", "embedding_b", "magnitude", "lora_bias", "diagonal", "idle",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ Part = Literal[
     "frozen",  # the base's own parameter below an adapter's
     "saved",  # a parameter by the model's own name
     "again",  # the same, from inside of its wrapper
+    "diagonal",  # of KaSA
     "idle",  # of training only
 ]
 
@@ -35,6 +36,7 @@ _FORMS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"(?P<module>.+)\.lora_embedding_A"), "embedding_a"),
     (re.compile(r"(?P<module>.+)\.lora_embedding_B"), "embedding_b"),
     (re.compile(r"(?P<module>.+)\.lora_magnitude_vector"), "magnitude"),
+    (re.compile(r"(?P<module>.+)\.lora_diag"), "diagonal"),
     (re.compile(r"(?P<module>.+)\.lora_velora_embed"), "idle"),
     (re.compile(r"(?P<module>.+)\.lora_monteclora_sampler(?:\..+)?"), "idle"),
     (re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta"), "tokens"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from packager.adapter.config import AdapterConfig
 from packager.adapter.feature import Feature
 from packager.adapter.parameter import ParameterPair
+from packager.adapter.scope import ResidualKind
 from packager.tensorfile import TensorRef
 
 
@@ -32,6 +33,8 @@ class LoraModule:
         blocks: Blocks on the diagonals of which A and B consist; they are stored side by side, so
             that the stored width is that of one block.
         idle: What only training needed.
+        diagonal: Of KaSA, between A and B, shape (rank,); or None.
+        residual: What was taken out of the base's weight before training, or None.
     """
 
     module: str
@@ -45,17 +48,20 @@ class LoraModule:
     bias: TensorRef | None = None
     blocks: tuple[int, int] = (1, 1)
     idle: tuple[TensorRef, ...] = ()
+    diagonal: TensorRef | None = None
+    residual: ResidualKind | None = None
 
     @property
     def tensors(self) -> tuple[TensorRef, ...]:
         """Every tensor of it."""
-        optional = [ref for ref in (self.magnitude, self.bias) if ref is not None]
+        optional = [ref for ref in (self.magnitude, self.bias, self.diagonal) if ref is not None]
         return (self.lora_a, self.lora_b, *optional, *self.idle)
 
     @property
     def is_pair(self) -> bool:
         """Whether a pair of linear layers is all that it is."""
-        return self.tensors == (self.lora_a, self.lora_b) and self.blocks == (1, 1)
+        plain = self.blocks == (1, 1) and self.residual is None
+        return plain and self.tensors == (self.lora_a, self.lora_b)
 
     @property
     def shape(self) -> tuple[int, int]:

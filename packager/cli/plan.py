@@ -29,6 +29,7 @@ from packager.plan import (
     PartDelta,
     PlannedTensor,
     ReleasePlan,
+    Residual,
     TargetPlan,
     Update,
 )
@@ -41,11 +42,15 @@ from packager.serving.value import ServedLora, ServingPlan
 @release_options
 def command(as_json: bool, **given: Any) -> None:
     """Show every tensor and file of a release, its bytes, memory and time; write nothing."""
-    from packager.release import plan_request
+    from packager.release import joined, plan_request
 
     request = parse_request(Given(**given), Path())
-    with tempfile.TemporaryDirectory(prefix="lorapack-") as hollow, TerminalProgress() as progress:
-        plan = plan_request(request, progress, hollow=Path(hollow)).plan
+    with (
+        tempfile.TemporaryDirectory(prefix="lorapack-") as hollow,
+        TerminalProgress() as progress,
+        joined(request, progress, hollow=Path(hollow)) as asked,
+    ):
+        plan = plan_request(asked, progress, hollow=Path(hollow)).plan
     if as_json:
         print_json(plan_document(plan))
     else:
@@ -163,6 +168,8 @@ def _deltas(tensor: PlannedTensor) -> str:
 def _update_text(update: Update) -> str:
     if isinstance(update, (Delta, PartDelta)):
         return f" + {update.scale:g}·B·A rank {update.rank}"
+    if isinstance(update, Residual):
+        return f" - what {update.kind} took out, rank {update.rank}"
     if isinstance(update, Magnitude):
         return f", each {update.axis} to its trained norm"
     if isinstance(update, ModuleUpdate):

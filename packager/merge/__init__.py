@@ -4,6 +4,7 @@ from packager.merge.block import apply_updates, arithmetic_dtype, cast_values, m
 from packager.merge.bound import bound_error
 from packager.merge.module import ModuleRows
 from packager.merge.part import PartFactors, StackFactors, cut_pair
+from packager.merge.residual import cut_singular, project_columns
 from packager.merge.update import (
     Factors,
     Replacement,
@@ -28,5 +29,7 @@ __all__ = [
     "bound_error",
     "cast_values",
     "cut_pair",
+    "cut_singular",
     "merge_rows",
+    "project_columns",
 ]

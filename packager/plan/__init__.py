@@ -12,6 +12,7 @@ from packager.plan.update import (
     Magnitude,
     ModuleUpdate,
     PartDelta,
+    Residual,
     RowReplacement,
     Update,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "PlannedTensor",
     "ReleaseOptions",
     "ReleasePlan",
+    "Residual",
     "RowReplacement",
     "TargetPlan",
     "Update",

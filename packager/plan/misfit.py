@@ -24,12 +24,24 @@ def untold_layout(source: AdapterSource, module: LoraModule, base: BaseIndex) ->
 
 
 def unscaled_rows(source: AdapterSource, module: LoraModule, ref: TensorRef) -> LorapackError:
-    """Refuses DoRA where a weight is stored within another tensor."""
+    """Refuses more than a pair, such as DoRA, where a weight is stored within another tensor."""
     return UnsupportedFeatureError(
-        f"DoRA on {module.module!r} cannot be merged: the base stores its weight as some rows of "
-        f"{ref.name!r}",
+        f"what is on {module.module!r} besides a pair, such as DoRA, cannot be merged: the base "
+        f"stores its weight as some rows of {ref.name!r}",
         where=str(source.spec.directory),
         hint="keep the adapter separate: --target adapter",
+    )
+
+
+def unrepeated_residual(source: AdapterSource, module: LoraModule) -> LorapackError:
+    """Refuses what was taken out of a weight that is not as it was in the base's 16 bits."""
+    return UnsupportedFeatureError(
+        f"what {module.residual!r} took out of the weight of {module.module!r} cannot be known "
+        "again: the weight is stored quantised or transposed",
+        where=str(source.spec.directory),
+        expected="the weight of a linear layer in 16 or 32 bits",
+        hint="save the adapter converted: save_pretrained with "
+        "path_initial_model_for_weight_conversion",
     )
 
 

@@ -21,18 +21,19 @@ from packager.plan.expert import plan_parameters
 from packager.plan.misfit import (
     rescaled_expert,
     unknown_modules,
+    unrepeated_residual,
     unscaled_rows,
     unselected_modules,
     untold_layout,
 )
 from packager.plan.module import is_module_tuner, plan_modules
+from packager.plan.pair import plan_pair, stores_transposed, uses_conv1d
 from packager.plan.replication import keep_sources, replicate_layers
 from packager.plan.source import AdapterSource
 from packager.plan.tie import settle_head
-from packager.plan.update import Axis, Delta, Magnitude, PartDelta, Update, rule_of
+from packager.plan.update import Update, rule_of
 from packager.plan.value import PlannedTensor
 from packager.quantisation.encoding import QuantisedRef
-from packager.quantisation.layer import CONV1D_MODELS, CONV1D_MODULES
 from packager.tensorfile import TensorRef
 
 
@@ -125,21 +126,6 @@ def is_tied_head(module: LoraModule, base: BaseIndex) -> bool:
     return tied and base.naming.spell(f"{module.module}.weight") == HEAD_NAME
 
 
-def stores_transposed(module: LoraModule, base: BaseIndex) -> bool:
-    """Tells whether the base stores the weight below a module as (in_features, out_features).
-
-    PEFT looks at the layer's class and corrects `fan_in_fan_out` by it, so that the field alone
-    tells nothing of a single module.
-
-    Source: PEFT 0.21, tuners/lora/model.py, _create_new_module: Conv1D and Linear.
-    """
-    return _uses_conv1d(base) and module.module.rpartition(".")[2] in CONV1D_MODULES
-
-
-def _uses_conv1d(base: BaseIndex) -> bool:
-    return base.config.get("model_type") in CONV1D_MODELS
-
-
 def _plan_tensor(name: str, changes: Changes, dtype: str | None) -> PlannedTensor:
     change, stored = changes.find(name), stored_tensor(name, changes.base)
     ref = change.source or stored
@@ -166,54 +152,6 @@ def _rule_name(change: Change, ref: TensorRef, dtype: str) -> str:
     return "copy" if dtype == ref.dtype else "cast"
 
 
-def _plan_updates(
-    module: LoraModule, adapter: str, part: StoredPart, base: BaseIndex
-) -> tuple[Update, ...]:
-    if part.operation == "chunk":
-        return (_plan_rows(module, adapter, part),)
-    delta = _plan_delta(module, adapter, base)
-    if module.magnitude is None:
-        return (delta,)
-    axis: Axis = "column" if delta.transposed else "row"
-    return (delta, Magnitude(adapter, module.module, module.magnitude.name, axis))
-
-
-def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
-    return Delta(
-        adapter=adapter,
-        module=module.module,
-        lora_a=module.lora_a.name,
-        lora_b=module.lora_b.name,
-        rank=module.rank,
-        scale=module.scale,
-        transposed=module.embedding or stores_transposed(module, base),
-        blocks=module.blocks,
-        idle=tuple(ref.name for ref in module.idle),
-    )
-
-
-def _plan_rows(module: LoraModule, adapter: str, part: StoredPart) -> PartDelta:
-    """Plans the update of a layer whose weight is some rows of a stored tensor."""
-    rows = module.lora_b.shape[0]
-    return PartDelta(
-        adapter=adapter,
-        module=module.module,
-        lora_a=module.lora_a.name,
-        lora_b=module.lora_b.name,
-        rank=module.rank,
-        scale=module.scale,
-        experts=1,
-        expert=None,
-        transposed=False,
-        first_output=0,
-        outputs=rows,
-        first_row=part.part * rows,
-        share=0,
-        shares=1,
-        kind="part-lora",
-    )
-
-
 def _match_modules(
     changes: Changes,
 ) -> tuple[dict[str, tuple[Update, ...]], list[LorapackError]]:
@@ -235,7 +173,7 @@ def _match_modules(
         if problem is not None:
             problems.append(problem)
         taken.add((name, part.part))
-        updates = _plan_updates(module, source.name, part, base)
+        updates = plan_pair(module, source.name, part, base)
         targets[name] = (*targets.get(name, ()), *updates)
     if unknown:
         problems.insert(0, unknown_modules(source, base, unknown))
@@ -268,13 +206,12 @@ def _check_fit(
     wanted = module.shape
     if stores_transposed(module, base):
         wanted = wanted[::-1]
-    flagged = bool(source.spec.config.raw.get("fan_in_fan_out"))
-    if flagged and wanted[0] == wanted[1] and not _uses_conv1d(base):
+    flagged = bool(source.spec.config.raw.get("fan_in_fan_out")) and not module.embedding
+    if flagged and wanted[0] == wanted[1] and not uses_conv1d(base):
         return untold_layout(source, module, base)
-    if part.operation == "chunk" and module.magnitude is not None:
-        return unscaled_rows(source, module, ref)
-    if source.spec.config.use_rslora and base.naming.is_cut_with_others(ref.name):
-        return rescaled_expert(source, module)
+    problem = _check_form(source, module, part, base)
+    if problem is not None:
+        return problem
     if (wanted[0] * part.parts, *wanted[1:]) == ref.shape:
         return None
     return AdapterError(
@@ -284,3 +221,18 @@ def _check_fit(
         found=f"{ref.shape} in {ref.file.name}",
         hint="this adapter was trained on another base; give that one with --base",
     )
+
+
+def _check_form(
+    source: AdapterSource, module: LoraModule, part: StoredPart, base: BaseIndex
+) -> LorapackError | None:
+    """Refuses what cannot be done to a weight as it is stored."""
+    ref = part.ref
+    repeats = module.residual is None or not isinstance(ref, QuantisedRef)
+    if not repeats or (module.residual == "olora" and stores_transposed(module, base)):
+        return unrepeated_residual(source, module)
+    if part.operation == "chunk" and not module.is_pair:
+        return unscaled_rows(source, module, ref)
+    if source.spec.config.use_rslora and base.naming.is_cut_with_others(ref.name):
+        return rescaled_expert(source, module)
+    return None

@@ -26,6 +26,8 @@ class Delta:
         blocks: Blocks on the diagonals of which `lora_a` and `lora_b` consist, stored below each
             other.
         idle: Tensor names in the adapter's file of what only training needed.
+        diagonal: Tensor name in the adapter's file of a diagonal between the two, shape (rank,),
+            or None.
         kind: Of update.
     """
 
@@ -38,12 +40,14 @@ class Delta:
     transposed: bool = False
     blocks: tuple[int, ...] = (1, 1)
     idle: tuple[str, ...] = ()
+    diagonal: str | None = None
     kind: Literal["lora"] = "lora"
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of the adapter's tensors that it uses."""
-        return (self.lora_a, self.lora_b, *self.idle)
+        diagonal = () if self.diagonal is None else (self.diagonal,)
+        return (self.lora_a, self.lora_b, *diagonal, *self.idle)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,33 @@ class Magnitude:
     def tensors(self) -> tuple[str, ...]:
         """Names of the adapter's tensors that it uses."""
         return (self.magnitude,)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What an initialisation took out of the base before training: a part of low rank.
+
+    PEFT works it out again from the base whenever it loads such an adapter.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted module name.
+        rank: Of the part.
+        scale: Factor of B·A of the module.
+        kind: What was taken out: the projection onto the first columns, the largest singular
+            values, or the smallest.
+    """
+
+    adapter: str
+    module: str
+    rank: int
+    scale: float
+    kind: Literal["olora", "pissa", "kasa"]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the adapter's tensors that it uses: none."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -226,7 +257,7 @@ class ModuleUpdate:
     kind: Literal["module"] = "module"
 
 
-Update = Delta | Magnitude | RowReplacement | Addition | PartDelta | ModuleUpdate
+Update = Delta | Residual | Magnitude | RowReplacement | Addition | PartDelta | ModuleUpdate
 
 
 def check_shares(updates: Iterable[Update]) -> list[str]:

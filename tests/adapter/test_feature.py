@@ -64,7 +64,7 @@ MERGED_NOW = {
     "rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules",
     "regex target_modules", "fan_in_fan_out", "dora", "modules_to_save", "bias", "lora_bias",
     "trainable_token_indices", "target_parameters", "layer_replication", "bdlora", "velora",
-    "monteclora", "ensure_weight_tying",
+    "monteclora", "ensure_weight_tying", "kasa",
 }  # fmt: skip
 
 
