@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from packager.adapter.config import AdapterConfig, parse_adapter_config
-from packager.adapter.feature import Feature, find_features, tensor_feature
+from packager.adapter.feature import find_features, tensor_feature
 from packager.adapter.parameter import find_parameter_pairs
 from packager.adapter.sorting import SortedTensors, sort_saved, sort_tensors
+from packager.adapter.support import Feature
 from packager.adapter.tensorname import parse_tensor_name
 from packager.adapter.value import AdapterSpec
 from packager.errors import AdapterError

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from packager.adapter.config import AdapterConfig
-from packager.adapter.feature import Feature
 from packager.adapter.parameter import ParameterPair
 from packager.adapter.scope import ResidualKind
+from packager.adapter.support import Feature
 from packager.tensorfile import TensorRef
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from packager.adapter import AdapterSpec, read_adapter
-from packager.adapter.feature import TARGETS
+from packager.adapter.support import TARGETS
 from packager.cli.option import (
     DIRECTORY,
     base_option,

@@ -7,7 +7,7 @@ model_executor/layers/quantization/__init__.py.
 
 from __future__ import annotations
 
-from packager.adapter.feature import VLLM_CHECKED
+from packager.adapter.support import VLLM_CHECKED
 
 VLLM_VERSION = VLLM_CHECKED.removeprefix("vLLM ")
 

@@ -21,7 +21,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from packager.adapter import AdapterConfig, parse_adapter_config
-from packager.adapter.feature import _NEUTRAL_FIELDS
+from packager.adapter.featurerule import NEUTRAL_FIELDS
 from packager.errors import AdapterError, UnsafeInputError
 
 LAYERS = (0, 1, 10)
@@ -189,7 +189,7 @@ def test_a_saved_peft_config_is_read_back(tmp_path: Path) -> None:
 
 def test_every_field_of_the_installed_peft_is_known() -> None:
     """A new PEFT brings new fields: each has to be classified before it is called known."""
-    assert {field.name for field in dataclasses.fields(LoraConfig)} == set(_NEUTRAL_FIELDS)
+    assert {field.name for field in dataclasses.fields(LoraConfig)} == set(NEUTRAL_FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(_NEUTRAL_FIELDS)),
+        st.sampled_from(sorted(NEUTRAL_FIELDS)),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
             lambda inner: (

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from packager.adapter import Feature, find_features, parse_adapter_config
-from packager.adapter.feature import TARGETS
+from packager.adapter.support import TARGETS
 
 # Field → (a value that a trainer may set, the feature that it makes). Every field of LoraConfig
 # stands here or in `KEEPS_THE_FUNCTION`; a new one of PEFT's fails until it is looked at.

@@ -10,6 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterError, RejectedPlanError
+from packager.plan import ReleaseOptions
+from packager.progress import Silent
+from packager.release import ReleaseRequest, release
 from tests.folders import PREFIX
 from tests.merge import merged as oracle
 
@@ -100,6 +103,18 @@ def test_an_enlarged_vocabulary_is_released(make_base: MakeBase, tmp_path: Path,
     assert {len(oracle.read_tensors(merged.folder)[EMBEDDING])} == {rows}
     oracle.check_logits(merged, oracle.enlarge)
     oracle.check_tensors(merged, oracle.enlarge)
+
+
+def test_more_rows_are_not_served_beside_the_base(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("float32", False, True)
+    adapter = oracle.write_adapter(base, tmp_path / "a", oracle.enlarge, target_modules=["q_proj"])
+    options = ReleaseOptions(targets=("gguf-adapter",))
+    request = ReleaseRequest((("a", adapter),), tmp_path / "out", str(base), options=options)
+    with pytest.raises(RejectedPlanError, match="a vocabulary of another size") as caught:
+        release(request, Silent())
+    assert (caught.value.problems[0].expected, caught.value.problems[0].found) == (
+        "384 rows of the embedding", "392",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("layer", "lost"), [("embed_tokens", HEAD), ("lm_head", EMBEDDING)])
