@@ -25,6 +25,7 @@ from packager.gguf.value import key_value
 from packager.manifest import FileEntry
 from packager.obligation import display_text, name_prefix, obligations
 from packager.plan import AdapterSource, TargetPlan
+from packager.plan.fourbit import merge_parts
 from packager.plan.layout import create_name, modelfile_name
 from packager.task import class_count, find_task
 from packager.untrusted import read_json_object, read_text
@@ -117,7 +118,10 @@ def _dtype(target: TargetPlan, spec: AdapterSpec) -> str:
         return ", ".join(variant.quant for variant in list_variants(target))
     if target.gguf_lora is not None:
         return target.gguf_lora.type
-    dtypes = [tensor.dtype for tensor in target.tensors] or list(spec.dtypes)
+    merged = merge_parts(target.tensors)
+    dtypes = [tensor.dtype for tensor in merged] or list(spec.dtypes)
+    if len(merged) < len(target.tensors):
+        return f"{TORCH_NAMES[max(sorted(set(dtypes)), key=dtypes.count)]}, then 4 bits (NF4)"
     return TORCH_NAMES[max(sorted(set(dtypes)), key=dtypes.count)]
 
 

@@ -9,6 +9,7 @@ from packager.base import BaseIndex
 from packager.dtype import MERGEABLE, TORCH_NAMES
 from packager.plan import TargetPlan
 from packager.plan.config import adapt_config
+from packager.plan.fourbit import four_bit_config, merge_parts
 from packager.plan.value import TaskPlan
 from packager.quantisation.scheme import CONFIG_KEY
 
@@ -21,6 +22,8 @@ def render_model_config(base: BaseIndex, plan: TargetPlan) -> str:
     """
     config: dict[str, Any] = dict(base.config)
     config.pop(CONFIG_KEY, None)  # what was quantised has been written out
+    if any(tensor.four_bit is not None for tensor in plan.tensors):
+        config[CONFIG_KEY] = four_bit_config(plan.tensors)
     dtype = _main_dtype(plan)
     if dtype is not None:
         _set_dtype(config, TORCH_NAMES[dtype])
@@ -51,7 +54,7 @@ def _set_task(config: dict[str, Any], task: TaskPlan) -> None:
 
 def _main_dtype(plan: TargetPlan) -> str | None:
     totals: dict[str, int] = {}
-    for tensor in plan.tensors:
+    for tensor in merge_parts(plan.tensors):
         if tensor.dtype in MERGEABLE:
             totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
     return max(totals, key=lambda dtype: totals[dtype]) if totals else None

@@ -20,7 +20,11 @@ from packager.dtype import ITEM_BYTES, TORCH_NAMES
 from packager.errors import AdapterError
 from packager.merge import RowUpdate, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import PlannedTensor
-from packager.quantisation.encoding import QuantisedRef
+from packager.plan.fourbit import KIND
+from packager.plan.value import FourBitPart
+from packager.quantisation.blockwise import block_scales, half_codes, pack_halves
+from packager.quantisation.encoding import FOUR_BIT_BLOCK, QuantisedRef
+from packager.quantisation.state import FourBitState, render_state
 from packager.rowreader import OpenFiles, as_matrix, read_exactly, read_rows, torch_dtype
 from packager.tensorfile import TensorRef
 from packager.updatereader import AdapterTensors, check_finite_values, find_source, read_updates
@@ -123,6 +127,71 @@ def check_finite(tensors: Iterable[TensorRef]) -> None:
 
 
 @dataclass(frozen=True)
+class _FourBitTask:
+    """One chunk of the values or the scales of a weight in four bits; whole blocks of it.
+
+    Attributes:
+        tensor: What the chunk is part of.
+        part: What it holds of the weight.
+        ref: What the weight is made from, as a matrix.
+        first: Row that it begins with.
+        count: Of rows.
+        updates: Of the weight.
+        files: Where the rows are read.
+    """
+
+    tensor: PlannedTensor
+    part: FourBitPart
+    ref: TensorRef
+    first: int
+    count: int
+    updates: tuple[RowUpdate, ...]
+    files: OpenFiles
+
+    def run(self, _buffers: SimpleQueue[bytearray]) -> Chunk:
+        """Reads, merges, rounds as the weight would be stored, and quantises."""
+        values = read_rows(self.ref, self.first, self.count, self.files)
+        rounded = torch.empty(values.shape, dtype=torch_dtype(self.part.dtype))
+        if self.updates:
+            finite = merge_rows(values, self.updates, self.first, rounded)
+        else:
+            finite = cast_values(values, rounded)
+        if not finite:
+            raise _not_finite(self.tensor.name, self.ref, self.part.dtype)
+        start = self.first * self.ref.shape[1]
+        if self.part.part == "weight":
+            made, offset = pack_halves(rounded, KIND), start // 2
+        else:
+            made, offset = block_scales(rounded), start // FOUR_BIT_BLOCK * ITEM_BYTES["F32"]
+        return Chunk(self.tensor, offset, memoryview(made.numpy()).cast("B"), None, _keep)
+
+
+@dataclass(frozen=True)
+class _WrittenTask:
+    """A small tensor that is known without any weight."""
+
+    tensor: PlannedTensor
+    data: bytes
+
+    def run(self, _buffers: SimpleQueue[bytearray]) -> Chunk:
+        return Chunk(self.tensor, 0, memoryview(self.data), None, _keep)
+
+
+def _keep() -> None:
+    """Gives back a buffer that belongs to nobody else."""
+
+
+def _not_finite(name: str, ref: TensorRef, dtype: str) -> AdapterError:
+    return AdapterError(
+        f"the merged tensor {name!r} holds NaN or infinity",
+        where=str(ref.file),
+        expected=f"finite values in {TORCH_NAMES[dtype]}",
+        hint="the training diverged, the base is damaged, or the output dtype is too narrow: try "
+        "--dtype bfloat16",
+    )
+
+
+@dataclass(frozen=True)
 class _Task:
     """One chunk to be made: rows of a matrix, elements that change their type, or kept bytes.
 
@@ -176,13 +245,7 @@ class _Task:
         else:
             finite = cast_values(values, out)
         if not finite:
-            raise AdapterError(
-                f"the merged tensor {self.tensor.name!r} holds NaN or infinity",
-                where=str(self.ref.file),
-                expected=f"finite values in {TORCH_NAMES[self.tensor.dtype]}",
-                hint="the training diverged, the base is damaged, or the output dtype is too "
-                "narrow: try --dtype bfloat16",
-            )
+            raise _not_finite(self.tensor.name, self.ref, self.tensor.dtype)
 
 
 def _tasks(
@@ -190,22 +253,44 @@ def _tasks(
     base: Mapping[str, TensorRef],
     adapters: AdapterTensors,
     files: OpenFiles,
-) -> Iterator[_Task]:
+) -> Iterator[_Task | _FourBitTask | _WrittenTask]:
     for tensor in tensors:
+        written = _written(tensor)
+        if written is not None:
+            yield _WrittenTask(tensor, written)
+            continue
+        part = tensor.four_bit
         ref = find_source(tensor, base, adapters)
         files.descriptor(ref.file)
         updates: tuple[RowUpdate, ...] = ()
         if tensor.deltas:
-            dtype = arithmetic_dtype(torch_dtype(tensor.dtype))
+            dtype = arithmetic_dtype(torch_dtype(part.dtype if part else tensor.dtype))
             updates = read_updates(tensor, ref, adapters, dtype, files, base=base)
-        if tensor.deltas or isinstance(ref, QuantisedRef):
+        if tensor.deltas or part is not None or isinstance(ref, QuantisedRef):
             matrix = as_matrix(ref)
         else:
             matrix = replace(ref, shape=(math.prod(ref.shape), 1))
         total, width = matrix.shape
         step = max(1, CHUNK_BYTES // max(1, width * ITEM_BYTES[ref.dtype]))
+        if part is not None:
+            whole = FOUR_BIT_BLOCK // math.gcd(width, FOUR_BIT_BLOCK)
+            step = max(1, step // whole) * whole
         for first in range(0, total if width else 0, step):
-            yield _Task(tensor, matrix, first, min(step, total - first), updates, files)
+            count = min(step, total - first)
+            if part is None:
+                yield _Task(tensor, matrix, first, count, updates, files)
+            else:
+                yield _FourBitTask(tensor, part, matrix, first, count, updates, files)
+
+
+def _written(tensor: PlannedTensor) -> bytes | None:
+    """Returns the bytes of what describes a weight in four bits; of anything else, None."""
+    part = tensor.four_bit
+    if part is None or part.part in ("weight", "absmax"):
+        return None
+    if part.part == "quant_map":
+        return half_codes(KIND).numpy().tobytes()
+    return render_state(FourBitState(KIND, part.dtype, part.shape, FOUR_BIT_BLOCK))
 
 
 def _is_kept(tensor: PlannedTensor, ref: TensorRef) -> bool:

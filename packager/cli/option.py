@@ -112,6 +112,12 @@ def release_options(function: Command) -> Command:
                 help="How the base was loaded in training, where the adapter does not say.",
             ),
             click.option(
+                "--quantize-hub",
+                "hub_quant",
+                type=click.Choice(["nf4"]),
+                help="Write the merged model for the Hub in bitsandbytes' 4 bits.",
+            ),
+            click.option(
                 "--max-shard-size",
                 default="5GB",
                 show_default=True,

@@ -20,6 +20,7 @@ from packager.errors import (
 from packager.gguf.block import PLAIN_TYPES
 from packager.manifest import Target
 from packager.plan.config import resized_rows
+from packager.plan.fourbit import check_four_bit, quantise_planned
 from packager.plan.gguf import gguf_notes, plan_ollama
 from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
@@ -58,6 +59,7 @@ def plan_release(
         RejectedPlanError: With every problem of every adapter and target.
     """
     problems = [*_check_names(adapters), *_check_base(base.index)]
+    problems += check_four_bit(base.index) if options.hub_quant else []
     targets: list[TargetPlan] = []
     notes: list[str] = []
     for source in adapters:
@@ -148,7 +150,8 @@ def _plan_merged(
     options: ReleaseOptions,
 ) -> TargetPlan:
     kept = keep_tensors(planned, task)
-    shards = plan_shards(kept.values(), base.index, options.max_shard_bytes)
+    stored = quantise_planned(kept.values()) if options.hub_quant else tuple(kept.values())
+    shards = plan_shards(stored, base.index, options.max_shard_bytes)
     files = plan_merged_files(source, base, shards)
     return TargetPlan(
         target="merged",

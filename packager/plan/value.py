@@ -48,6 +48,21 @@ Origin = Literal["adapter", "base", "written"]
 
 
 @dataclass(frozen=True)
+class FourBitPart:
+    """What a tensor holds of a weight that is stored in bitsandbytes' four bits.
+
+    Attributes:
+        part: The packed values, the scales, what the values stand for, or a description.
+        dtype: Of the weight before, as safetensors names it.
+        shape: Of the weight.
+    """
+
+    part: Literal["weight", "absmax", "quant_map", "quant_state"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PlannedTensor:
     """One output tensor.
 
@@ -62,6 +77,8 @@ class PlannedTensor:
         copies: Tensors of adapters that repeat what it is made from.
         shared: Tensors of its adapter that another tensor is made from too and that are counted
             there: an embedding and a head that were one tensor share some.
+        four_bit: What it holds of a quantised weight, or None for a tensor that is stored as it
+            is.
     """
 
     name: str
@@ -73,6 +90,7 @@ class PlannedTensor:
     source_adapter: str | None = None
     copies: tuple[Copy, ...] = ()
     shared: tuple[str, ...] = ()
+    four_bit: FourBitPart | None = None
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +100,8 @@ class PlannedTensor:
     @property
     def adapter_tensors(self) -> tuple[tuple[str, str], ...]:
         """(adapter, name) of the tensors of adapters that it accounts for."""
+        if self.four_bit is not None and self.four_bit.part != "weight":
+            return ()
         used = [(update.adapter, name) for update in self.deltas for name in update.tensors]
         used += [(copy.adapter, copy.name) for copy in self.copies]
         if self.source_adapter is not None:

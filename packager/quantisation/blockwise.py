@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from packager.quantisation.encoding import FourBitKind
+from packager.quantisation.encoding import FOUR_BIT_BLOCK, FourBitKind
 
 SCALES_BLOCK = 256
 """Scales that share a scale of their own."""
@@ -93,6 +93,34 @@ def choose_halves(scaled: Tensor, kind: FourBitKind) -> Tensor:
 def scale_down(values: Tensor, scales: Tensor) -> Tensor:
     """Divides by the scale of each value, as bitsandbytes does: by its reciprocal, in float32."""
     return torch.clamp(values * (1.0 / scales.clamp(min=_LEAST_SCALE)), -1, 1)
+
+
+def block_scales(values: Tensor) -> Tensor:
+    """Returns the scales of blocks of consecutive values, float32.
+
+    Args:
+        values: Any shape; the last block may be a part of one.
+    """
+    return _blocks(values).abs().amax(dim=1)
+
+
+def pack_halves(values: Tensor, kind: FourBitKind) -> Tensor:
+    """Quantises consecutive values, two to a byte, the first one in the high half; uint8, flat.
+
+    Args:
+        values: Any shape, an even number of values; the last block may be a part of one.
+        kind: Which sixteen values.
+    """
+    grid = _blocks(values)
+    scaled = scale_down(grid, grid.abs().amax(dim=1, keepdim=True)).view(-1)[: values.numel()]
+    halves = choose_halves(scaled, kind).to(torch.uint8)
+    return halves[::2] << 4 | halves[1::2]
+
+
+def _blocks(values: Tensor) -> Tensor:
+    flat = values.flatten().float()
+    rest = -len(flat) % FOUR_BIT_BLOCK
+    return torch.nn.functional.pad(flat, (0, rest)).view(-1, FOUR_BIT_BLOCK)
 
 
 def quantise_scales(scales: Tensor) -> ScaleCodes:

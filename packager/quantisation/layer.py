@@ -34,15 +34,20 @@ def is_transposed(config: Mapping[str, Any], module: str) -> bool:
     return config.get("model_type") in CONV1D_MODELS and leaf in CONV1D_MODULES
 
 
-def find_linear(ref: TensorRef) -> str | None:
+def linear_module(name: str, shape: tuple[int, ...], dtype: str) -> str | None:
     """Returns the module of a linear layer's weight, or None for any other tensor."""
-    module = ref.name.removesuffix(".weight")
-    if module == ref.name or len(ref.shape) != 2 or ref.dtype not in MERGEABLE:
+    module = name.removesuffix(".weight")
+    if module == name or len(shape) != 2 or dtype not in MERGEABLE:
         return None
     leaf = module.rpartition(".")[2]
     if _NO_LINEAR.fullmatch(leaf) or _EXPERTS.search(module):
         return None
     return module
+
+
+def find_linear(ref: TensorRef) -> str | None:
+    """Returns the module of a stored linear layer's weight, or None for any other tensor."""
+    return linear_module(ref.name, ref.shape, ref.dtype)
 
 
 def is_head(module: str) -> bool:

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from packager.base import read_base
 from packager.errors import AdapterError, OutputError, ProofError
 from packager.quantisation.training import TrainingQuantisation
 from packager.verify.divergence import measure_divergence, squared_distances
-from packager.verify.judge import MERGED_BOUNDS, Bounds, judge
+from packager.verify.judge import MERGED_BOUNDS, Bounds, gguf_bounds, judge
 from packager.verify.model import (
     LoadedModel,
     attach_adapter,
@@ -52,6 +53,7 @@ OnStep = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
 MAX_CONTINUATION_TOKENS = 24
+_FOUR_BITS = "Q4"
 _MEMORY_BYTES = 64 << 20
 
 
@@ -198,17 +200,30 @@ def check_merged(
 ) -> BehaviourCheck:
     """Compares a merged model, reloaded from disk, with the truth.
 
-    The bounds are those of the coarsest type that its tensors are stored in (`MERGED_BOUNDS`).
+    The bounds are those of the coarsest type that its tensors are stored in (`MERGED_BOUNDS`), or
+    of GGUF's four bits where bitsandbytes' are: both hold blocks of sixteen steps.
     Weights that are missing in the files, and tensors in them that neither this model nor the
     base uses, are problems too.
 
     Raises:
         ProofError: The model cannot be loaded, or has another vocabulary than the truth.
     """
-    bounds = MERGED_BOUNDS[stored_dtype(merged_dir)]
+    bounds = merged_bounds(merged_dir)
     loaded = load_artefact(merged_dir, truth.reading.task)
     logits = artefact_rows(loaded, truth, progress or _silent)
     return compare(truth, logits, bounds=bounds, problems=loading_problems(loaded, truth))
+
+
+def merged_bounds(merged_dir: Path) -> Bounds:
+    """Returns what the number format of a merged model may change.
+
+    Raises:
+        LorapackError: The folder is no checkpoint.
+    """
+    index = read_base(merged_dir)
+    if index.quantised_count:
+        return gguf_bounds(_FOUR_BITS, index.parameter_count)
+    return MERGED_BOUNDS[stored_dtype(merged_dir)]
 
 
 def loading_problems(loaded: LoadedModel, truth: Truth) -> tuple[str, ...]:

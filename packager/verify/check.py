@@ -24,6 +24,7 @@ from packager.errors import LorapackError
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
+from packager.plan.fourbit import merge_parts
 from packager.plan.layout import needs_folding
 from packager.plan.option import MergeBase
 from packager.progress import Progress, Silent
@@ -43,7 +44,7 @@ from packager.verify.proof import (
     TargetProof,
     WeightsCheck,
 )
-from packager.verify.quantised import why_not_exact, why_not_loaded
+from packager.verify.quantised import why_not_exact, why_not_loaded, why_not_run
 from packager.verify.reference import References
 from packager.verify.served import check_served_weights
 from packager.verify.servedtarget import Answers, ServerProof, prove_server
@@ -51,7 +52,15 @@ from packager.verify.truthrows import TruthSources
 from packager.verify.weights import Sources, check_folded, check_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LIBRARIES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "xllamacpp")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "safetensors",
+    "huggingface_hub",
+    "xllamacpp",
+)
 _BYTES_OF_A_VALUE = 16
 """Recomputing a value of a GGUF file, which quantises it twice, takes as long as recomputing so
 many bytes of safetensors."""
@@ -285,7 +294,7 @@ def _prove_weights(
             on_bytes=progress.advance,
         )
     check = check_weights(
-        target.tensors,
+        merge_parts(target.tensors),
         read_base(folder),
         Sources(index, tensors),
         sample_bytes=request.sample_bytes,
@@ -330,7 +339,9 @@ def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
     task = find_task(source.spec.config.task_type, index.architecture, index.config)
     if task.name not in COMPARED:
         return f"there is no comparison for models of class {index.architecture}"
-    reason = why_not_loaded(index.config, request.gathered.base.training) or why_not_exact(index)
+    training = request.gathered.base.training
+    reason = why_not_loaded(index.config, training) or why_not_exact(index)
+    reason = reason or why_not_run(target.tensors)
     if reason:
         return reason
     rows = index.embedding.shape[0] if index.embedding is not None else 0

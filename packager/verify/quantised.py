@@ -6,7 +6,7 @@ a comparison are then those of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from packager.base import BaseIndex
-from packager.quantisation.encoding import FourBit, FourBitLoad, QuantisedRef
+from packager.plan import PlannedTensor
+from packager.quantisation.encoding import FOUR_BIT_BLOCK, FourBit, FourBitLoad, QuantisedRef
 from packager.quantisation.scheme import CONFIG_KEY, find_scheme
 from packager.quantisation.training import TrainingQuantisation, dequantised_tensors
 
@@ -48,13 +49,10 @@ def why_not_exact(index: BaseIndex) -> str:
     """
     for ref in index.tensors.values():
         if isinstance(ref, QuantisedRef) and isinstance(ref.encoding, FourBit | FourBitLoad):
-            block = ref.encoding.block if isinstance(ref.encoding, FourBit) else 64
+            block = ref.encoding.block if isinstance(ref.encoding, FourBit) else FOUR_BIT_BLOCK
             width = ref.shape[0] if _is_transposed(ref) else ref.shape[-1]
             if width % block:
-                return (
-                    f"bitsandbytes misreads rows of {width} values, which do not fill blocks of "
-                    f"{block}, on a processor; the weights are checked without it"
-                )
+                return _misread(width, block)
     return ""
 
 
@@ -71,6 +69,26 @@ def why_not_compared(index: BaseIndex, training: TrainingQuantisation) -> str:
     }
     held = replace(index, tensors=dequantised_tensors(plain, index.config, training))
     return why_not_loaded(index.config, training) or why_not_exact(held)
+
+
+def why_not_run(tensors: Iterable[PlannedTensor]) -> str:
+    """Says why a merged model cannot be run here; empty where it can.
+
+    Args:
+        tensors: That it stores.
+    """
+    shapes = [tensor.four_bit.shape for tensor in tensors if tensor.four_bit is not None]
+    if shapes and find_spec("bitsandbytes") is None:
+        return f"a model in four bits is run by bitsandbytes: {_INSTALL}"
+    widths = sorted({shape[-1] for shape in shapes if shape[-1] % FOUR_BIT_BLOCK})
+    return _misread(widths[0], FOUR_BIT_BLOCK) if widths else ""
+
+
+def _misread(width: int, block: int) -> str:
+    return (
+        f"bitsandbytes misreads rows of {width} values, which do not fill blocks of {block}, on a "
+        "processor; the weights are checked without it"
+    )
 
 
 def _is_transposed(ref: QuantisedRef) -> bool:
