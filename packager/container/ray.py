@@ -54,6 +54,5 @@ def engine_arguments(deployment: Deployment) -> dict[str, Any]:
 
 
 def _model_source(deployment: Deployment) -> str:
-    origin = deployment.plan.base.origin
-    from_hub = deployment.weights_from == "hub" and origin.repo is not None
-    return origin.repo if from_hub and origin.repo else f"{HOME}/base"
+    model = str(launch_flags(deployment.plan)["model"])
+    return model if deployment.weights_from == "hub" else f"{HOME}/{model}"

