@@ -25,7 +25,6 @@ from packager.serving.answer import (
     bound_divergence,
     is_noticeable,
 )
-from packager.serving.document import adapter_path
 from packager.serving.value import ServedType
 from packager.verify.behaviour import OnStep, Truth, compare
 from packager.verify.judge import MERGED_BOUNDS
@@ -69,7 +68,7 @@ class _Place:
 def check_served(
     truth: Truth,
     base_dir: Path,
-    folder: Path,
+    adapter_dir: Path,
     names: tuple[str, str],
     dtype: ServedType,
     *,
@@ -81,7 +80,7 @@ def check_served(
     Args:
         truth: Of the adapter as trained.
         base_dir: The base.
-        folder: Of the server.
+        adapter_dir: The normalised adapter, by names that PEFT knows.
         names: Of base and adapter, as served.
         dtype: That the server computes in.
         recorded: The answers that the folder holds, where they were made before.
@@ -93,7 +92,7 @@ def check_served(
         ProofError: It predicts over another vocabulary.
     """
     base_name, name = names
-    loaded = attach_adapter(load_base(base_dir), folder / adapter_path(name))
+    loaded = attach_adapter(load_base(base_dir), adapter_dir)
     rows = _passages(loaded.model, truth, progress)
     behaviour = compare(truth, rows, bounds=MERGED_BOUNDS["F32"])
     places = _find_places(truth)

@@ -371,7 +371,9 @@ def _prove_behaviour(
 
     folder, report = request.bundle / target.path, _Steps(progress)
     if request.plan.serving is not None and target.served is not None:
-        server = ServerProof(folder, request.plan.serving, request.gathered, request.answers)
+        server = ServerProof(
+            folder, request.plan.serving, target.served, request.gathered, request.answers
+        )
         check = prove_server(server, _source_of(request, target), references, report)
         return replace(proof, behaviour=check)
     source = _source_of(request, target)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packager.errors import output_error
 from packager.gather import Gathered
 from packager.plan import AdapterSource
+from packager.plan.servedadapter import METADATA
 from packager.serving.answer import EXPECTED_NAME, Expected, ExpectedModel, parse_expected
-from packager.serving.value import ServingPlan
+from packager.serving.document import adapter_path
+from packager.serving.value import ServedLora, ServingPlan
+from packager.tensorfile import read_header, render_header
 from packager.untrusted import read_bytes
 from packager.verify.proof import BehaviourCheck
 from packager.verify.reference import References
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 Answers = dict[str, tuple[ExpectedModel, ExpectedModel]]
 """Adapter → what the base, and what the adapter has to answer."""
 
+_WEIGHTS = "adapter_model.safetensors"
+
 
 @dataclass(frozen=True)
 class ServerProof:
@@ -29,12 +38,14 @@ class ServerProof:
     Attributes:
         folder: Of the server.
         server: Its plan.
+        lora: The adapter as it is served.
         gathered: The sources.
         answers: Filled in while they are made; None compares with those that the folder holds.
     """
 
     folder: Path
     server: ServingPlan
+    lora: ServedLora
     gathered: Gathered
     answers: Answers | None
 
@@ -65,7 +76,7 @@ def prove_server(
         check = check_served(
             truth,
             gathered.ref.directory,
-            request.folder,
+            stack.enter_context(_as_trained(request.folder / adapter_path(source.name), request)),
             (server.base.name, source.name),
             server.base.dtype,
             recorded=_read_recorded(request),
@@ -81,3 +92,29 @@ def _read_recorded(request: ServerProof) -> Expected | None:
     if request.answers is not None or not path.exists():
         return None
     return parse_expected(read_bytes(path), where=str(path))
+
+
+@contextmanager
+def _as_trained(folder: Path, request: ServerProof) -> Iterator[Path]:
+    """Gives a normalised adapter the names that it was trained by, where it has others.
+
+    A server maps names as the base's file has them; a language model that was trained by itself
+    and is stored within a larger one has others.
+    """
+    names = {factor.name: factor.source for factor in request.lora.factors}
+    if all(name == source for name, source in names.items()):
+        yield folder
+        return
+    stored = read_header(folder / _WEIGHTS)
+    rows = [(names.get(ref.name, ref.name), ref.dtype, ref.shape) for ref in stored.tensors]
+    with tempfile.TemporaryDirectory(prefix="lorapack-served-") as name:
+        place = Path(name)
+        try:
+            shutil.copyfile(folder / "adapter_config.json", place / "adapter_config.json")
+            with stored.path.open("rb") as data, (place / _WEIGHTS).open("wb") as file:
+                file.write(render_header(rows, METADATA))
+                data.seek(stored.data_start)
+                shutil.copyfileobj(data, file)
+        except OSError as problem:
+            raise output_error(problem, place) from problem
+        yield place
