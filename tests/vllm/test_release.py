@@ -320,3 +320,18 @@ def test_a_baked_base_is_part_of_the_folder(
     origin = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     assert all(map(torch.equal, kept.state_dict().values(), origin.state_dict().values()))
     assert (folder / "base/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_server_answers_on_the_base_as_it_is_stored(
+    base: Path, adapters: dict[str, Path], made: Release, tmp_path: Path
+) -> None:
+    """However training saw it: the server loads nothing else."""
+    options = ReleaseOptions(targets=("vllm",), loaded_in="nf4", merge_base="dequantized")
+    other = make_bundle(base, tmp_path / "out", options, plain=adapters["plain"])
+    texts = [
+        parse_expected((item.bundle / FOLDER / "expected.json").read_text(), where="")
+        for item in (made, other)
+    ]
+    assert texts[0].models[:2] == texts[1].models
+    proof = verify_bundle(other.bundle, level="behaviour", base=str(base), progress=Silent())
+    assert problems_of(proof, "plain") == []
