@@ -161,7 +161,10 @@ def _spread(factor: Tensor, blocks: int) -> Tensor:
 
     Source: PEFT 0.21, tuners/lora/variants.py, BlockDiagonalLinear.weight_as_blockdiagonal_matrix.
     """
-    return factor if blocks == 1 else torch.block_diag(*factor.chunk(blocks))
+    if blocks == 1:
+        return factor
+    spread: Tensor = torch.block_diag(*factor.chunk(blocks))  # type: ignore[no-untyped-call]
+    return spread
 
 
 def _read_rows(

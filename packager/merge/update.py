@@ -106,7 +106,7 @@ class RowMagnitude:
         norm = torch.linalg.vector_norm(step.before, dim=1, keepdim=True).clamp_min(_TINY)
         spread = torch.linalg.vector_norm(step.slack, dim=1, keepdim=True) / norm
         magnitude = self.magnitude[step.first : step.first + step.before.shape[0]]
-        own = magnitude.abs().unsqueeze(1) / norm * step.slack * (1 + spread)
+        own: Tensor = magnitude.abs().unsqueeze(1) / norm * step.slack * (1 + spread)
         return own + step.after.abs() * (spread + 3 * step.precision)
 
     def transposed(self) -> RowUpdate:

@@ -9,6 +9,8 @@ import torch
 
 from packager.adapter import AdapterSpec, read_adapter
 
+_WRAPPED = (".original_module.", ".token_adapter.trainable_tokens_delta")
+
 
 def enlarge_vocabulary(model: Any, directory: Path) -> int:
     """Resizes a loaded base to the adapter's embedding, which PEFT leaves to its user.
@@ -39,10 +41,12 @@ def enlarge_vocabulary(model: Any, directory: Path) -> int:
 def is_repetition(name: str) -> bool:
     """Tells whether PEFT saved a tensor from inside of its wrapper once more, and passes it over.
 
+    That it holds the same is checked where the adapter is merged.
+
     Source: PEFT 0.21, utils/save_and_load.py, get_peft_model_state_dict: embeddings that were
-    resized and are in `modules_to_save`.
+    resized and are in `modules_to_save`, and heads that are tied to trained rows.
     """
-    return ".modules_to_save.weight" in name or ".original_module." in name
+    return ".modules_to_save.weight" in name or any(part in name for part in _WRAPPED)
 
 
 def _trained_rows(model: Any, spec: AdapterSpec) -> int | None:

@@ -105,10 +105,9 @@ def _stream_matrix(tensor: GgufTensor, number: int, matrix: _Matrix) -> Iterator
     if len(tensor.shape) < 2:
         base, change, slack = _merge_rows(tensor, matrix, torch.arange(1))
         order = _row_order(tensor, base.shape[1])
-        truth = base if change is None else base + change
-        parts = (None if part is None else part[:, order] for part in (truth, slack, change))
-        truth, slack, change = parts
-        yield Rows(number, number, _finish(tensor, truth), slack, change)
+        truth = (base if change is None else base + change)[:, order]
+        change = None if change is None else change[:, order]
+        yield Rows(number, number, _finish(tensor, truth), slack[:, order], change)
         return
     order = _row_order(tensor, rows)
     step = max(1, _BLOCK_VALUES // width)

@@ -41,12 +41,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+RESIDUALS = ("olora", "pissa", "pissa with dora", "kasa")
+"""PEFT works out in float32 what they take out of the base."""
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_merged_as_peft_does(make_base: MakeBase, tmp_path: Path, name: str) -> None:
     base = make_base("float32", False, True)
     adapter = oracle.write_adapter(base, tmp_path / "a", **VARIANTS[name])
     merged = oracle.merge(base, adapter, tmp_path / "out")
-    assert len(oracle.check_tensors(merged)) == 2 * len(VARIANTS[name]["target_modules"])
+    inexact = 5e-6 if name in RESIDUALS else 0.0
+    changed = oracle.check_tensors(merged, inexact=inexact)
+    assert len(changed) == 2 * len(VARIANTS[name]["target_modules"])
     oracle.check_logits(merged)
 
 
