@@ -6,7 +6,6 @@ import math
 
 from packager.adapter import LoraModule
 from packager.base import BaseIndex
-from packager.plan.change import HEAD_NAME
 from packager.plan.layout import needs_folding
 from packager.plan.rule import find_base_weight
 from packager.plan.source import AdapterSource
@@ -15,6 +14,9 @@ from packager.tensorfile import render_header, tensor_bytes
 
 METADATA = {"format": "pt"}
 """Of the weights file."""
+
+_PART = "language_model."
+"""Of the names within a composite model."""
 
 
 def plan_lora(source: AdapterSource, base: BaseIndex) -> ServedLora:
@@ -27,7 +29,7 @@ def plan_lora(source: AdapterSource, base: BaseIndex) -> ServedLora:
     rank = max(source.spec.ranks)
     factors: list[ServedFactor] = []
     for module in source.spec.modules.values():
-        stored = f"base_model.model.{_stored_module(module, base)}"
+        stored = f"base_model.model.{_served_module(module, base)}"
         lora_a, lora_b = module.lora_a, module.lora_b
         scale = module.scale if folded else 1.0
         shapes = (rank, lora_a.shape[1]), (lora_b.shape[0], rank)
@@ -41,14 +43,17 @@ def plan_lora(source: AdapterSource, base: BaseIndex) -> ServedLora:
     return ServedLora(rank, folded, tuple(factors), len(render_header(rows, METADATA)) + data)
 
 
-def _stored_module(module: LoraModule, base: BaseIndex) -> str:
-    """Returns the name by which the base's file knows a module: what servers map names from.
+def _served_module(module: LoraModule, base: BaseIndex) -> str:
+    """Returns the name by which the server finds a module.
+
+    That is the adapter's own, but where a language model was trained by itself and is a part of
+    the model that the server loads: then it is the name that the base's file has.
 
     Source: vLLM 0.32.0, vllm/lora/utils.py, parse_fine_tuned_lora_name: an adapter's names go
     through the same mapping as those of the base's weights.
     """
     ref = find_base_weight(module, base)
-    if ref is None or f"{module.module}.weight" == HEAD_NAME:
+    if ref is None or _PART not in ref.name or _PART in module.module:
         return module.module
     return ref.name.removesuffix(".weight")
 
