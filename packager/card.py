@@ -107,7 +107,7 @@ class AdapterFacts:
         target_modules: As in its configuration.
         trained_parameters: Their number.
         digest: `sha256:<hex>` of its content.
-        features: Those beyond plain LoRA, by name.
+        features: Those beyond the tuner itself, by name, with what they are of.
         vllm_refusal: Why vLLM does not serve it beside its base; None where it does.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from packager.adapter import AdapterSpec
+from packager.adapter import AdapterSpec, Feature
 from packager.card import (
     AdapterFacts,
     BaseFacts,
@@ -183,7 +183,6 @@ def _license_facts(gathered: Gathered) -> LicenseFacts:
 
 def _adapter_facts(source: AdapterSource) -> AdapterFacts:
     spec = source.spec
-    modules = spec.modules.values()
     refusals = [
         feature.support["vllm"].reason
         for feature in spec.features
@@ -192,14 +191,19 @@ def _adapter_facts(source: AdapterSource) -> AdapterFacts:
     return AdapterFacts(
         peft_type=spec.config.peft_type,
         ranks=spec.ranks,
-        alphas=tuple(sorted({module.alpha for module in modules})),
-        scales=tuple(sorted({module.scale for module in modules})),
-        target_modules=tuple(sorted({name.rpartition(".")[2] for name in spec.modules})),
+        alphas=spec.alphas,
+        scales=spec.scales,
+        target_modules=spec.targets,
         trained_parameters=spec.parameter_count,
         digest=adapter_digest(source),
-        features=tuple(feature.name for feature in spec.features if feature.name != "lora"),
+        features=tuple(map(_feature_text, spec.features[1:])),
         vllm_refusal=refusals[0] if refusals else None,
     )
+
+
+def _feature_text(feature: Feature) -> str:
+    """What is in use, and of what: `modules_to_save: lm_head`."""
+    return feature.name if feature.detail == "true" else f"{feature.name}: {feature.detail}"
 
 
 def _own_card(spec: AdapterSpec) -> dict[str, Any]:

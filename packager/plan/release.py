@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from packager.adapter.feature import Feature
+from packager.adapter import Feature
 from packager.base import BaseIndex
 from packager.errors import (
     AdapterError,
@@ -31,6 +31,7 @@ from packager.plan.serving import plan_serving, plan_vllm
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.task import check_writes, keep_tensors, plan_task
 from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan, TaskPlan
+from packager.quantisation.encoding import QuantisedRef
 from packager.quantisation.scheme import CONFIG_KEY, check_scheme
 from packager.tensorfile import tensor_bytes
 
@@ -46,6 +47,7 @@ _NAME = re.compile(r"[^\W_](?:[\w.-]{0,94}[\w-])?")
 _DISK_BYTES_PER_SECOND = 300e6
 _HASH_BYTES_PER_SECOND = 1e9
 _QUANTISED_VALUES_PER_SECOND = 20e6
+_VALUES_A_SCALE = 8
 _LIBRARIES_BYTES = 450 << 20
 _BUFFERS_BYTES = 96 << 20
 
@@ -119,8 +121,24 @@ def _plan_writer(
     target: Target, source: AdapterSource, base: BaseSource, options: ReleaseOptions
 ) -> tuple[TargetPlan | None, list[LorapackError]]:
     """Plans a target of programs that write text, for models that do."""
-    problem = check_writes(target, source, base.index)
+    problem = check_writes(target, source, base.index) or _check_rows(target, source, base)
     return (None, [problem]) if problem is not None else _PLANNERS[target](source, base, options)
+
+
+def _check_rows(target: Target, source: AdapterSource, base: BaseSource) -> LorapackError | None:
+    """Refuses to serve an adapter beside its base where the vocabulary has other rows."""
+    rows = count_embedding_rows(source, base.index)
+    if target not in ("gguf-adapter", "vllm") or base.index.embedding is None:
+        return None
+    if rows == base.index.embedding.shape[0]:
+        return None
+    return UnsupportedFeatureError(
+        f"target {target!r} cannot carry a vocabulary of another size than the base's",
+        where=str(source.spec.directory),
+        expected=f"{base.index.embedding.shape[0]} rows of the embedding",
+        found=str(rows),
+        hint="merge instead: --target merged, or --target ollama",
+    )
 
 
 def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
@@ -288,7 +306,10 @@ def _summarise(
         notes=(*notes, *_notes(targets, base)),
         output_bytes=written,
         read_bytes=read,
-        peak_memory_bytes=_LIBRARIES_BYTES + _BUFFERS_BYTES + max(factors, default=0),
+        peak_memory_bytes=_LIBRARIES_BYTES
+        + _BUFFERS_BYTES
+        + max(factors, default=0)
+        + _scales_bytes(base.index),
         behaviour_memory_bytes=truth,
         seconds=round(
             written / _DISK_BYTES_PER_SECOND
@@ -297,6 +318,12 @@ def _summarise(
             1,
         ),
     )
+
+
+def _scales_bytes(index: BaseIndex) -> int:
+    """Of the scales of the largest quantised tensor, of which a few are kept at a time."""
+    sizes = (ref.nbytes for ref in index.tensors.values() if isinstance(ref, QuantisedRef))
+    return max(sizes, default=0) // _VALUES_A_SCALE
 
 
 def _quantising_seconds(target: TargetPlan) -> float:
