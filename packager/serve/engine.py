@@ -132,7 +132,10 @@ def _packages() -> str:
 
 def _look(python: Path) -> Vllm | None:
     try:
-        said = run_program([str(python), "-P", "-c", _LOOK], seconds=_LOOK_SECONDS)
+        # Where it runs is where it looks for modules first.
+        said = run_program(
+            [str(python), "-c", _LOOK], seconds=_LOOK_SECONDS, directory=python.parent
+        )
     except ProcessError:
         return None
     name, _, version = said.decode(errors="replace").strip().partition(" ")

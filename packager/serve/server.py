@@ -140,7 +140,7 @@ def _prepare(
     link_files(workplace.home, source.folder, source.base)
     progress.say(f"starting vLLM {vllm.version} with {_names(source)}; this takes about a minute")
     command = (
-        str(vllm.python), "-P", "-m", "lorapack_gate.start",
+        str(vllm.python), "-m", "lorapack_gate.start",
         "--host", request.host, "--port", str(port),
         # On a processor, compiling takes longer than it saves.
         *(("--enforce-eager",) if vllm.on_cpu else ()),
@@ -168,6 +168,8 @@ def _environment(
         "VLLM_NO_USAGE_STATS": "1",
         **ours,
         "PYTHONPATH": str(resource_folder(GATE_FOLDER)),
+        # As -P, which Python 3.10 does not know: modules do not come from the working directory.
+        "PYTHONSAFEPATH": "1",
         "LORAPACK_HOME": str(workplace.home),
         **({} if key is None else {"LORAPACK_API_KEY_FILE": str(key)}),
         **({"LORAPACK_INSECURE_NO_AUTH": "1"} if request.without_key else {}),

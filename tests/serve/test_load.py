@@ -114,7 +114,10 @@ class Client:
 
     def post(self, payload: Any, *, key: str | None = None) -> httpx.Response:
         """Sends JSON, or bytes as they are, to the completions."""
-        headers = {"authorization": f"Bearer {self.running.key if key is None else key}"}
+        headers = {
+            "authorization": f"Bearer {self.running.key if key is None else key}",
+            "content-type": "application/json",
+        }
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         return self.web.post("/v1/completions", content=content, headers=headers)
 
@@ -256,3 +259,14 @@ def test_many_clients_good_and_bad_and_an_end_in_the_middle(
     for kind in ("ask 200", "echo 200", "talk 200", "leave 200", "overload 413", "stammer 400",
                  "intrude 401", "mistake 404"):  # fmt: skip
         assert seen.counts[kind], seen.counts
+
+
+def test_killed_parent_takes_every_process_of_vllm_along(
+    served_bundle: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path, served_bundle, "--vllm-python", keep_vllm()) as running:
+        family = running.family()
+        assert len(family) >= 4
+        os.kill(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+        assert not wait_gone(family, 60)
