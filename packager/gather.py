@@ -22,7 +22,7 @@ from packager.filekind import (
 )
 from packager.gguf.general import GeneralFacts
 from packager.license import LicenseFinding, choose_license, find_license, name_other
-from packager.lock import locate_base
+from packager.lock import LOCK_NAME, locate_base
 from packager.manifest import Evidence, Target
 from packager.plan import AdapterSource, BaseSource
 from packager.plan.release import allowed_targets
@@ -300,11 +300,17 @@ def _one_base(specs: list[tuple[str | None, AdapterSpec]], refs: list[BaseRef]) 
             raise BaseError(
                 "the adapters have different bases",
                 where=str(spec.directory),
-                expected=f"{first.title}, as {specs[0][1].directory}",
-                found=ref.title,
+                expected=_lock_text(specs[0][1], first),
+                found=_lock_text(spec, ref),
                 hint="release them one by one",
             )
     return first
+
+
+def _lock_text(spec: AdapterSpec, ref: BaseRef) -> str:
+    """Says which base an adapter has, and how that is known."""
+    evidence = "locked" if (spec.directory / LOCK_NAME).is_file() else "without a lock"
+    return f"{ref.title} ({ref.digest}), as {spec.directory.name}, {evidence}"
 
 
 def _identify(folder: Path) -> dict[Path, str]:

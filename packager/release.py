@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.bundle import Staging, check_absent, check_free_space, make_folder, write_text
+from packager.combination import Combination, combined_name
+from packager.combined import combined_adapter
 from packager.conversion import check_checkout, settle_plan
 from packager.digest import content_digest
 from packager.emit.making import Making
@@ -56,6 +59,8 @@ class ReleaseRequest:
         behaviour: Whether to prove behaviour where memory allows.
         threads: That quantise, or None for as many as this process may use.
         imatrix: An importance matrix, or None.
+        combination: How the adapters become one, or None where they stay apart.
+        name: Of what they become, or None for all their names.
     """
 
     adapters: tuple[tuple[str | None, Path], ...]
@@ -66,6 +71,8 @@ class ReleaseRequest:
     behaviour: bool = True
     threads: int | None = None
     imatrix: Path | None = None
+    combination: Combination | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,38 @@ def _check_imatrix(imatrix: Imatrix, plan: ReleasePlan, gathered: Gathered) -> N
             check_imatrix(imatrix, map_source(source, gathered.base.index))
 
 
+@contextmanager
+def joined(
+    request: ReleaseRequest, progress: Progress, *, hollow: Path | None = None
+) -> Iterator[ReleaseRequest]:
+    """Gives the request with its adapters made one, where that is asked for.
+
+    The one lies in a temporary folder as long as the context lasts.
+
+    Raises:
+        LorapackError: The adapters do not go together, or cannot be read.
+    """
+    if request.combination is None:
+        yield request
+        return
+    name = combined_name(request.adapters, request.name)
+    with combined_adapter(
+        request.adapters,
+        request.combination,
+        name,
+        base=request.base,
+        require_lock=request.require_lock,
+        hollow=hollow,
+        progress=progress,
+    ) as (folder, record):
+        yield replace(
+            request,
+            adapters=((name, folder),),
+            options=replace(request.options, combination=record),
+            combination=None,
+        )
+
+
 def release(request: ReleaseRequest, progress: Progress) -> Release:
     """Makes a bundle, proves it, and shows it by one rename.
 
@@ -187,6 +226,11 @@ def release(request: ReleaseRequest, progress: Progress) -> Release:
         ProofError: An artefact does not behave like base + adapter; nothing is left.
     """
     check_absent(request.out)
+    with joined(request, progress) as asked:
+        return _release(asked, progress)
+
+
+def _release(request: ReleaseRequest, progress: Progress) -> Release:
     prepared, decided = _take_closer_base(plan_request(request, progress), request, progress)
     gathered, plan, making = prepared.gathered, prepared.plan, prepared.making
     for note in (*plan.notes, *([f"--merge-base: {decided}"] if decided else [])):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from packager.combination import METHODS, Combination, parse_weights
+from packager.errors import InputError
 from packager.gguf.mixture import QUANTS, parse_quant
 from packager.plan.option import DEFAULT_QUANTS, ReleaseOptions, parse_size
 from packager.quantisation.training import LOADED_IN
@@ -118,6 +120,55 @@ def release_options(function: Command) -> Command:
                 help="Write the merged model for the Hub in bitsandbytes' 4 bits.",
             ),
             click.option(
+                "--combine",
+                type=click.Choice(METHODS),
+                help="Make one adapter of several, as PEFT's add_weighted_adapter does.",
+            ),
+            click.option(
+                "--weights",
+                metavar="W,W",
+                help="Of the adapters, for --combine, such as 0.7,0.3.  [default: 1 for each]",
+            ),
+            click.option(
+                "--density",
+                type=click.FloatRange(0, 1, min_open=True),
+                metavar="D",
+                help="Share of values that ties, dare and magnitude_prune keep.",
+            ),
+            click.option(
+                "--majority-sign-method",
+                "majority_sign",
+                type=click.Choice(["total", "frequency"]),
+                default="total",
+                show_default=True,
+                help="How ties elects a sign.",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, (1 << 32) - 1),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="Of what dare draws at random; the manifest keeps it.",
+            ),
+            click.option(
+                "--svd-rank",
+                type=click.IntRange(1, 1 << 16),
+                metavar="N",
+                help="Rank of what the methods with svd make.  [default: the largest of all]",
+            ),
+            click.option(
+                "--stack",
+                is_flag=True,
+                help="Merge all adapters on top of each other, in the given order, into one model.",
+            ),
+            click.option(
+                "--name",
+                "combined_name",
+                metavar="NAME",
+                help="What --combine or --stack makes.  [default: all names with - between]",
+            ),
+            click.option(
                 "--max-shard-size",
                 default="5GB",
                 show_default=True,
@@ -195,6 +246,14 @@ class Given:
     merge_base: Any = None
     loaded_in: Any = None
     hub_quant: Any = None
+    combine: Any = None
+    weights: str | None = None
+    density: float | None = None
+    majority_sign: Any = "total"
+    seed: int = 0
+    svd_rank: int | None = None
+    stack: bool = False
+    combined_name: str | None = None
 
 
 def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> ReleaseRequest:
@@ -214,6 +273,52 @@ def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> Release
         behaviour=behaviour,
         threads=given.threads,
         imatrix=given.imatrix,
+        combination=parse_combination(given),
+        name=given.combined_name,
+    )
+
+
+def parse_combination(given: Given) -> Combination | None:
+    """Reads how several adapters become one, or None where they stay apart.
+
+    Raises:
+        InputError: Options contradict each other, or weights are not numbers.
+    """
+    count = len(given.adapters)
+    if given.stack and given.combine:
+        raise _contradiction("--stack", "--combine", "one of the two")
+    if given.stack and given.weights:
+        raise _contradiction("--stack", "--weights", "--combine cat with --weights")
+    if given.stack:
+        # Pairs of factors add up: their stack is one pair of all ranks.
+        return Combination("cat", (1.0,) * count)
+    if given.combine is None:
+        alone = {
+            "--weights": given.weights,
+            "--density": given.density,
+            "--name": given.combined_name,
+        }
+        for option, value in alone.items():
+            if value is not None:
+                raise _contradiction(option, "no --combine", "--combine METHOD besides")
+        return None
+    weights = (1.0,) * count if given.weights is None else parse_weights(given.weights)
+    return Combination(
+        method=given.combine,
+        weights=weights,
+        density=given.density,
+        majority_sign_method=given.majority_sign,
+        seed=given.seed,
+        svd_rank=given.svd_rank,
+    )
+
+
+def _contradiction(first: str, second: str, expected: str) -> InputError:
+    return InputError(
+        f"{first} does not go with {second}",
+        where=first,
+        expected=expected,
+        hint="lorapack release a=./A b=./B --combine ties --weights 0.7,0.3 --density 0.5",
     )
 
 

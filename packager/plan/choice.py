@@ -31,6 +31,7 @@ def record_choices(options: ReleaseOptions, targets: set[Target]) -> dict[str, s
         "dtype": options.dtype or "",
         "merge_base": options.merge_base or "",
         "loaded_in": options.loaded_in or "",
+        "combination": options.combination,
     }
     if "merged" in targets:
         choices["hub_quant"] = options.hub_quant or ""
@@ -77,6 +78,7 @@ def recall_choices(
             adapter_type=_adapter_type(choices.get("adapter_type", "F32")),
             llama_cpp=choices.get("llama_cpp", ""),
             system=choices.get("system", ""),
+            combination=choices.get("combination", ""),
             bake_base="bake_base" in choices,
             accept_license="accept_license" in choices,
             max_model_len=_count(choices.get("max_model_len")),

@@ -48,6 +48,7 @@ class ReleaseOptions:
         merge_base: `--merge-base`, or None for what is measured as closer to training.
         loaded_in: How the base was quantised in training, where the adapter does not say.
         hub_quant: How the merged model is quantised for the Hub, or None for not at all.
+        combination: How the adapter was made of others, as a manifest keeps it, or empty.
     """
 
     targets: tuple[Target, ...] | None = None
@@ -67,6 +68,7 @@ class ReleaseOptions:
     merge_base: MergeBase | None = None
     loaded_in: LoadedIn | None = None
     hub_quant: HubQuant | None = None
+    combination: str = ""
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from packager.bundle import read_manifest
+from packager.combination import parse_record
+from packager.combined import combined_again
 from packager.conversion import settle_plan
 from packager.digest import differing_files, hash_files
 from packager.errors import BaseMismatchError, BundleError, RejectedPlanError, output_error
@@ -50,11 +54,27 @@ def verify_bundle(bundle: Path, *, level: Level, base: str | None, progress: Pro
     levels = LEVELS[: LEVELS.index(level) + 1]
     if level == "files":
         return _verify_files(bundle, manifest, progress)
-    gathered = _gather_again(bundle, manifest, base, progress)
     options = recall_choices(manifest.options, (), where=MANIFEST_NAME)
-    gathered = settle_merge_base(gathered, options)
-    plan = settle_plan(_plan_again(manifest, gathered), bundle)
-    return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
+    with _combine_again(manifest, options.combination) as combined:
+        gathered = _gather_again(bundle, manifest, base, combined, progress)
+        gathered = settle_merge_base(gathered, options)
+        plan = settle_plan(_plan_again(manifest, gathered), bundle)
+        return prove(ProofRequest(bundle, manifest.files, plan, gathered, levels), progress)
+
+
+@contextmanager
+def _combine_again(manifest: Manifest, combination: str) -> Iterator[Path | None]:
+    """Makes the adapter of a bundle again where it was made of others, which still have to be here.
+
+    Yields:
+        Its folder, or None where the bundle's adapters are what was trained, or not all are here.
+    """
+    if not combination:
+        yield None
+        return
+    record = parse_record(combination, where=MANIFEST_NAME)
+    with combined_again(record, manifest.adapters[0].name) as folder:
+        yield folder
 
 
 def write_report(folder: Path, proof: Proof) -> None:
@@ -109,9 +129,11 @@ def _verify_files(bundle: Path, manifest: Manifest, progress: Progress) -> Proof
 
 
 def _gather_again(
-    bundle: Path, manifest: Manifest, base: str | None, progress: Progress
+    bundle: Path, manifest: Manifest, base: str | None, combined: Path | None, progress: Progress
 ) -> Gathered:
-    folders = tuple((item.name, _find_adapter(bundle, item)) for item in manifest.adapters)
+    folders = tuple(
+        (item.name, _find_adapter(bundle, item, combined)) for item in manifest.adapters
+    )
     gathered = gather(
         folders,
         base=base or _base_of(manifest.base),
@@ -165,9 +187,12 @@ def _base_of(record: BaseRecord) -> str:
     return record.directory
 
 
-def _find_adapter(bundle: Path, record: AdapterRecord) -> Path:
-    """The folder released from, if all of it is as it was; else the bundle's own copy."""
-    origin = find_folder(record.directory)
+def _find_adapter(bundle: Path, record: AdapterRecord, combined: Path | None) -> Path:
+    """The folder released from, if all of it is as it was; else the bundle's own copy.
+
+    What others were combined into is made again, and has to come out as it did.
+    """
+    origin = combined or find_folder(record.directory)
     if origin is not None and _holds(origin, record.files):
         return origin
     copy = resolve_inside(bundle, f"adapter/{record.name}", where=str(bundle / MANIFEST_NAME))
