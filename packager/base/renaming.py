@@ -26,7 +26,7 @@ Operation = Literal["rename", "experts", "concatenate", "chunk", "transpose", "u
 """
 
 
-_MAX_NAME = 1024
+_MAX_NAME = 256
 """Characters; no library makes longer names, and searching a stranger's could take for ever."""
 
 
