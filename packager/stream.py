@@ -294,9 +294,12 @@ def _written(tensor: PlannedTensor) -> bytes | None:
 
 
 def _is_kept(tensor: PlannedTensor, ref: TensorRef) -> bool:
-    """Tells whether the output holds the bytes of what it is made from."""
-    quantised = isinstance(ref, QuantisedRef)
-    return not tensor.deltas and tensor.dtype == ref.dtype and not quantised
+    """Tells whether the output holds the bytes of what it is made from.
+
+    What an adapter holds is looked at: its training may have diverged.
+    """
+    of_base = tensor.source_adapter is None and not isinstance(ref, QuantisedRef)
+    return of_base and not tensor.deltas and tensor.dtype == ref.dtype
 
 
 class single_threaded_torch:  # noqa: N801 - reads as a statement where it is used

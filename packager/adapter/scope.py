@@ -16,7 +16,8 @@ def is_saved(config: AdapterConfig, module: str) -> bool:
     Source: PEFT 0.21, utils/other.py, _set_trainable.
     """
     stated = config.raw.get("modules_to_save")
-    names = [name for name in stated if isinstance(name, str)] if stated else []
+    listed = stated if isinstance(stated, list) else [stated]
+    names = [name for name in listed if isinstance(name, str) and name]
     parts = module.split(".")
     paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
     return any(path.endswith(name) for path in paths for name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from packager.adapter.config import AdapterConfig
-from packager.adapter.module import ModuleParts, build_module
+from packager.adapter.module import FACTOR_DTYPES, ModuleParts, build_module
 from packager.adapter.parameter import ParameterPair
 from packager.adapter.scope import is_saved, token_indices
 from packager.adapter.tensorname import Part, TensorName, parse_tensor_name
@@ -161,12 +161,13 @@ def _has_other_shapes(parts: ModuleParts, config: AdapterConfig) -> bool:
 
 def _token_rows(module: str, ref: TensorRef, config: AdapterConfig, where: str) -> TokenRows:
     indices = token_indices(config, module)
-    if len(ref.shape) == 2 and ref.shape[0] == len(indices):
+    fits = len(ref.shape) == 2 and ref.shape[0] == len(indices)
+    if fits and ref.dtype in FACTOR_DTYPES:
         return TokenRows(module, ref, indices)
     raise AdapterError(
         f"the trained token rows of {module!r} contradict adapter_config.json",
         where=where,
         expected=f"{len(indices)} rows, from trainable_token_indices",
-        found=f"shape {ref.shape}",
+        found=f"shape {ref.shape} in {ref.dtype}",
         hint="config and weights belong to different trainings: save the adapter again",
     )

@@ -111,6 +111,12 @@ def is_vocabulary(name: str, base: BaseIndex) -> bool:
     return name in heads or name in [head.removesuffix("weight") + "bias" for head in heads]
 
 
+def _has_other_rows(name: str, saved: TensorRef, stored: TensorRef, base: BaseIndex) -> bool:
+    """Tells whether a tensor is the embedding or the head of a resized vocabulary."""
+    rows = len(saved.shape) == len(stored.shape) and saved.shape[1:] == stored.shape[1:]
+    return rows and is_vocabulary(name, base) and saved.dtype in FACTOR_DTYPES
+
+
 def _keep(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> None:
     name = output_name(parameter, changes.base)
     stored = None if name is None else stored_tensor(name, changes.base)
@@ -122,7 +128,7 @@ def _keep(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> None
     if first.shape == stored.shape:
         copies = tuple(Copy(adapter, ref.name, stored.name, in_base=True) for ref in refs)
         change = replace(change, copies=(*change.copies, *copies))
-    elif is_vocabulary(name, changes.base) and first.shape[1:] == stored.shape[1:]:
+    elif _has_other_rows(name, first, stored, changes.base):
         copies = tuple(Copy(adapter, ref.name, first.name) for ref in refs[1:])
         change = replace(change, source=first, copies=(*change.copies, *copies))
     else:
@@ -140,8 +146,8 @@ def _replace(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> N
             changes.problems.append(_unknown(changes, parameter, first))
             return
         name, stored = parameter, first
-    wider = is_vocabulary(name, changes.base) and first.shape[1:] == stored.shape[1:]
-    if (first.shape != stored.shape and not wider) or first.dtype not in FACTOR_DTYPES:
+    fits = first.shape == stored.shape or _has_other_rows(name, first, stored, changes.base)
+    if not fits or first.dtype not in FACTOR_DTYPES:
         changes.problems.append(_misfit(changes, first, stored))
         return
     before = changes.find(name)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from packager.base import BaseIndex
+from packager.errors import AdapterError, LorapackError
 from packager.plan.source import AdapterSource
 from packager.plan.value import PlannedTensor
 from packager.tensorfile import TensorRef
@@ -31,10 +32,35 @@ def layer_map(source: AdapterSource) -> tuple[int, ...]:
         return ()
     layers: list[int] = []
     for item in ranges:
-        known = isinstance(item, list) and all(type(bound) is int for bound in item)
-        if known and len(item) == 2 and 0 <= item[0] <= item[1] <= _MAX_LAYERS:
+        if _is_range(item) and len(layers) < _MAX_LAYERS:
             layers += range(item[0], item[1])
     return tuple(layers[:_MAX_LAYERS])
+
+
+def check_layers(source: AdapterSource, base: BaseIndex) -> list[LorapackError]:
+    """Refuses layers that the base does not have, and what PEFT would not take."""
+    ranges = source.spec.config.raw.get("layer_replication")
+    if not ranges:
+        return []
+    found = {int(match["number"]) for match in map(_LAYER.match, base.tensors) if match}
+    layers = layer_map(source)
+    whole = isinstance(ranges, list) and all(map(_is_range, ranges))
+    if layers and whole and set(layers) <= found:
+        return []
+    return [
+        AdapterError(
+            "layer_replication names layers that the base does not have",
+            where=str(source.spec.directory),
+            expected=f"pairs (first, end) of layers 0 to {max(found, default=0)}",
+            found=str(ranges)[:80],
+            hint="this adapter was trained on another base; give that one with --base",
+        )
+    ]
+
+
+def _is_range(item: Any) -> bool:
+    known = isinstance(item, list) and all(type(bound) is int for bound in item)
+    return known and len(item) == 2 and 0 <= item[0] <= item[1] <= _MAX_LAYERS
 
 
 def replicate_layers(source: AdapterSource, base: BaseIndex) -> BaseIndex:

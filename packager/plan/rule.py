@@ -28,7 +28,7 @@ from packager.plan.misfit import (
 )
 from packager.plan.module import is_module_tuner, plan_modules
 from packager.plan.pair import plan_pair, stores_transposed, uses_conv1d
-from packager.plan.replication import keep_sources, replicate_layers
+from packager.plan.replication import check_layers, keep_sources, replicate_layers
 from packager.plan.source import AdapterSource
 from packager.plan.tie import settle_head
 from packager.plan.update import Update, rule_of
@@ -51,7 +51,8 @@ def plan_tensors(
         Output name → tensor, in the base's file order with an untied head last; and every
         problem found. A head is untied only when the adapter changes it.
     """
-    layers = replicate_layers(source, base)
+    unknown = check_layers(source, base)
+    layers = base if unknown else replicate_layers(source, base)
     changes = find_changes(source, layers)
     if is_module_tuner(source):
         targets, problems = plan_modules(source, layers)
@@ -62,7 +63,7 @@ def plan_tensors(
     names = [*layers.tensors, *(name for name in changes.by_name if name not in layers.tensors)]
     planned = {name: _plan_tensor(name, changes, dtype) for name in names}
     _share(planned, layers)
-    return keep_sources(planned, layers, base), [*problems, *changes.problems]
+    return keep_sources(planned, layers, base), [*unknown, *problems, *changes.problems]
 
 
 def count_embedding_rows(source: AdapterSource, base: BaseIndex) -> int | None:

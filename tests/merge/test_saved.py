@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, Qwen2Config
 
-from packager.errors import RejectedPlanError
+from packager.errors import AdapterError, RejectedPlanError
 from tests.folders import PREFIX
 from tests.merge import merged as oracle
 
@@ -153,6 +153,23 @@ def test_a_saved_tensor_that_does_not_fit_is_refused(
     save_file(tensors | {f"{PREFIX}{name}": torch.ones(shape)}, path)
     with pytest.raises(RejectedPlanError, match=what):
         oracle.merge(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_tensor_that_diverged_is_refused(
+    make_base: MakeBase, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = make_base("float32", False, False)
+    adapter = oracle.write_adapter(
+        base, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["norm"]
+    )
+    path = adapter / "adapter_model.safetensors"
+    name = f"{PREFIX}model.norm.weight"
+    tensors = load_file(path)
+    save_file(tensors | {name: (tensors[name] * torch.nan).to(dtype)}, path)
+    with pytest.raises(AdapterError, match=r"'model\.norm\.weight' holds NaN"):
+        oracle.merge(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_beyond_the_embedding_and_rows_twice_are_refused(

@@ -95,6 +95,17 @@ def test_layers_that_stand_there_again(make_base: MakeBase, tmp_path: Path, shar
     oracle.check_tensors(merged)
 
 
+@pytest.mark.parametrize("ranges", [[[0, 3]], [[0, 2], ["1", 2]], "0-2", [[2, 1]]])
+def test_layers_that_the_base_has_not_are_refused(
+    make_base: MakeBase, tmp_path: Path, ranges: Any
+) -> None:
+    base = make_base("float32", False, True)
+    shapes = pair("model.layers.0.self_attn.q_proj", width=64, height=64)
+    adapter = write_adapter(tmp_path / "a", shapes, layer_replication=ranges)
+    with pytest.raises(RejectedPlanError, match="names layers that the base does not have"):
+        oracle.merge(base, adapter, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [
