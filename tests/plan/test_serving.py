@@ -10,6 +10,9 @@ from typing import Any
 
 import jinja2
 import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import Llama4Config, Llama4ForCausalLM
 
 from packager.errors import (
     BaseError,
@@ -23,6 +26,7 @@ from packager.plan import ReleaseOptions, ReleasePlan, parse_plan, plan_release,
 from packager.plan.serving import plan_serving
 from packager.progress import Silent
 from packager.serving.value import ServingPlan
+from tests.merge.families import save_base
 from tests.models import CHAT_TEMPLATE, make_adapter, make_llama
 
 OPTIONS = ReleaseOptions(targets=("vllm",))
@@ -275,3 +279,22 @@ def test_another_task_is_refused(base: Path, adapter: Path) -> None:
     configure(adapter, task_type="SEQ_CLS")
     found = [item for item in problems(base, a=adapter) if "SEQ_CLS" in item.found]
     assert "--target merged" in found[0].hint
+
+
+def test_a_language_model_trained_by_itself_is_found_in_the_whole(tmp_path: Path) -> None:
+    """The server loads the composite model, whose names the adapter does not have."""
+    whole = save_base("llama4-vision", tmp_path / "whole")
+    tokenizer = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+    (whole / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (whole / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    alone = Llama4ForCausalLM(Llama4Config.from_pretrained(whole).text_config)
+    tuned = get_peft_model(alone, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    tuned.save_pretrained(tmp_path / "adapter")
+    (target,) = plan(whole, a=tmp_path / "adapter").targets
+    assert target.served is not None
+    stored = set(load_file(whole / "model.safetensors"))
+    for factor in target.served.factors:
+        module = factor.name.removeprefix("base_model.model.").partition(".lora_")[0]
+        assert f"{module}.weight" in stored
+        assert module.startswith("language_model.model.layers.")
+        assert factor.source.startswith("base_model.model.model.layers.")
