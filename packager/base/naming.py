@@ -14,6 +14,8 @@ from packager.tensorfile import TensorRef
 
 _TOWERS = ("vision_tower", "image_tower", "video_tower")
 _MAX_EXPERTS = 1 << 16
+# Source: transformers 5.23, models/*/modeling_*.py: where composite models hold it.
+_LANGUAGE_MODEL = "model.language_model"
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,16 @@ class Naming:
     Args:
         config: `config.json`.
         tensors: Name in the checkpoint → where its data lies.
+
+    Attributes:
+        prefix: Of the base model within the whole one.
+        unmapped: Model type whose rules are not known here, or None.
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> None:
         self._config = config
         self._rules = name_rules(config)
-        self._prefix = base_prefix(config)
+        self.prefix = base_prefix(config)
         self._tensors = tensors
         self._parts: dict[str, list[StoredPart]] = {}
         for name, ref in tensors.items():
@@ -57,6 +63,7 @@ class Naming:
         for parameter in self._parts:
             module, _, leaf = parameter.rpartition(".")
             self._leaves.setdefault(module, set()).add(leaf)
+        self._omits_prefix = not any(name.startswith(f"{self.prefix}.") for name in self._parts)
         self.unmapped = next((kind for kind in _model_types(config) if kind in UNMAPPED), None)
 
     def find(self, parameter: str) -> tuple[StoredPart, ...]:
@@ -82,7 +89,15 @@ class Naming:
             for name in self._spellings(found.names[0]):
                 if name in self._parts:
                     return _complete(self._parts[name])
-        return self._text.find(parameter) if self._text is not None else ()
+        return self._find_in_language_model(parameter)
+
+    def _find_in_language_model(self, parameter: str) -> tuple[StoredPart, ...]:
+        """Finds a parameter of the language model of a composite model, loaded by itself."""
+        if self._text is None:
+            return ()
+        name = f"{_LANGUAGE_MODEL}.{parameter.removeprefix(f'{self._text.prefix}.')}"
+        inner = self._parts.get(name, [])
+        return _complete(inner) if inner else self._text.find(parameter)
 
     @cached_property
     def _text(self) -> Naming | None:
@@ -123,12 +138,13 @@ class Naming:
             yield found.names[0], part
 
     def _spellings(self, parameter: str) -> Iterator[str]:
-        """Yields a name with and without the base model's prefix."""
+        """Yields a name as it is, and as it is where one side omits the base model's prefix."""
         yield parameter
-        start = f"{self._prefix}."
-        if parameter.startswith(start):
+        start = f"{self.prefix}."
+        if not parameter.startswith(start):
+            yield start + parameter
+        elif self._omits_prefix:
             yield parameter.removeprefix(start)
-        yield start + parameter
 
 
 def name_rules(config: Mapping[str, Any]) -> tuple[NameRule, ...]:

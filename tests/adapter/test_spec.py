@@ -114,17 +114,24 @@ def test_a_part_that_the_configuration_does_not_tell_of_is_left_over(
     assert read_adapter(write_adapter(tmp_path, pair(Q_PROJ) | {name: (8,)})).leftover == (name,)
 
 
-def test_lora_on_fused_experts_is_named_not_called_damaged(tmp_path: Path) -> None:
+def test_pairs_around_fused_experts_are_found_from_the_outermost_inwards(tmp_path: Path) -> None:
     """PEFT stacks the experts' pairs: rank·experts rows, under nested names."""
-    shapes = pair("model.layers.0.mlp.experts", 16) | pair(
-        "model.layers.0.mlp.experts.base_layer", 16
-    )
-    spec = read_adapter(
-        write_adapter(tmp_path, shapes, target_parameters=["mlp.experts.down_proj"])
-    )
-    names = [item.name for item in spec.features]
-    assert names == ["lora", "target_parameters", "LoRA on fused parameters"]
-    assert spec.modules == {}
+    module = "model.layers.0.mlp.experts"
+    shapes = pair(module, 16) | pair(f"{module}.base_layer", 16)
+    targets = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    spec = read_adapter(write_adapter(tmp_path, shapes, target_parameters=targets))
+    assert [item.name for item in spec.features] == ["lora", "target_parameters"]
+    assert [(item.module, item.depth) for item in spec.parameters] == [(module, 0), (module, 1)]
+    assert {ref.name for item in spec.parameters for ref in item.tensors} == set(shapes)
+    assert (spec.modules, spec.leftover) == ({}, ())
+    assert spec.targets == ("down_proj", "gate_up_proj")
+    assert spec.ranks == (spec.config.rank,)
+
+
+def test_nested_pairs_that_no_target_explains_are_left_over(tmp_path: Path) -> None:
+    shapes = pair("model.layers.0.mlp.experts.base_layer", 16)
+    spec = read_adapter(write_adapter(tmp_path, shapes))
+    assert [item.name for item in spec.features] == ["lora", "LoRA on fused parameters"]
     assert set(spec.leftover) == set(shapes)
 
 

@@ -411,17 +411,16 @@ def test_an_unsupported_feature_has_no_normalised_form_even_with_a_scale_of_its_
     assert folded == {"plain": True, "dora": False}
 
 
-def test_other_tuners_and_fused_experts_are_kept_as_adapters(base: Path, tmp_path: Path) -> None:
+def test_modules_and_experts_that_the_base_has_not_are_refused(base: Path, tmp_path: Path) -> None:
     loha = write_adapter(tmp_path / "loha", {f"{PREFIX}x.hada_w1_a": (8, 4)}, peft_type="LOHA")
     experts = write_adapter(
         tmp_path / "experts",
         pair("model.layers.0.mlp.experts", 16),
         target_parameters=["mlp.experts.down_proj"],
     )
-    made = plan(base, loha=loha, experts=experts)
-    assert [(item.target, item.name) for item in made.targets] == [
-        ("adapter", "loha"), ("adapter", "experts"),
-    ]  # fmt: skip
+    found = [item.what for item in problems(base, loha=loha, experts=experts)]
+    assert any("belong to no module of the base" in what for what in found)
+    assert any("which parameters of 'model.layers.0.mlp.experts'" in what for what in found)
 
 
 @pytest.mark.parametrize("config", [{"quant_method": "awq"}, {"bits": 4}])
