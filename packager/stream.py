@@ -18,6 +18,7 @@ import torch
 
 from packager.dtype import ITEM_BYTES, TORCH_NAMES
 from packager.errors import AdapterError
+from packager.factorreader import check_finite_values
 from packager.merge import RowUpdate, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import PlannedTensor
 from packager.plan.fourbit import KIND
@@ -27,7 +28,7 @@ from packager.quantisation.encoding import FOUR_BIT_BLOCK, QuantisedRef
 from packager.quantisation.state import FourBitState, render_state
 from packager.rowreader import OpenFiles, as_matrix, read_exactly, read_rows, torch_dtype
 from packager.tensorfile import TensorRef
-from packager.updatereader import AdapterTensors, check_finite_values, find_source, read_updates
+from packager.updatereader import AdapterTensors, find_source, read_updates
 
 CHUNK_BYTES = 2 << 20
 """Bytes of base data in a chunk, few enough to stay in cache from reading to writing; a row that is

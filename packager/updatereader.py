@@ -14,18 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from packager.errors import AdapterError
+from packager.factorreader import (
+    read_factors,
+    read_finite,
+    read_magnitude,
+    read_part,
+    read_token_rows,
+)
 from packager.merge import (
     Factors,
     ModuleRows,
-    PartFactors,
-    Replacement,
     RowMagnitude,
     RowUpdate,
     Scaling,
-    StackFactors,
     VectorAddition,
-    cut_pair,
     cut_singular,
     project_columns,
 )
@@ -41,14 +43,12 @@ from packager.plan import (
     RowReplacement,
 )
 from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
-from packager.tensorfile import TensorRef, tensor_bytes
+from packager.tensorfile import TensorRef
 
 AdapterTensors = Mapping[str, Mapping[str, TensorRef]]
 """Adapter name → tensor name → where it lies."""
 
 _PASS_ELEMENTS = 1 << 18
-_BLOCK_BYTES = 4 << 20
-"""Of factors of all experts of which one is wanted."""
 
 
 def adapter_tensors(adapters: Mapping[str, Iterable[TensorRef]]) -> AdapterTensors:
@@ -95,37 +95,24 @@ def read_updates(
         for number, update in enumerate(tensor.deltas):
             refs = adapters[update.adapter]
             if isinstance(update, Delta):
-                made.append(_read_factors(update, refs, dtype, opened))
+                made.append(read_factors(update, refs, dtype, opened))
             elif isinstance(update, PartDelta):
-                made.append(_read_part(update, refs, dtype, files))
+                made.append(read_part(update, refs, dtype, files))
             elif isinstance(update, Residual):
                 made.append(_read_residual(update, ref, made, dtype, opened))
             elif isinstance(update, RowReplacement):
-                made.append(_read_rows(update, refs[update.rows], dtype, opened))
+                made.append(read_token_rows(update, refs[update.rows], dtype, opened))
             elif isinstance(update, Addition):
-                values = _read_finite(refs[update.values], opened)
+                values = read_finite(refs[update.values], opened)
                 made.append(VectorAddition(values.to(dtype), update.scale))
             elif isinstance(update, ModuleUpdate):
                 reader = _ModuleReader(tensor, number, ref, base, adapters)
                 made.append(reader.read(dtype))
             elif update.axis == "row":
-                made.append(RowMagnitude(_read_vector(update, refs, opened)))
+                made.append(RowMagnitude(read_magnitude(update, refs, opened)))
             else:
                 made.append(_read_scaling(tensor, number, ref, base, adapters, opened))
     return tuple(made)
-
-
-def _read_factors(
-    delta: Delta, refs: Mapping[str, TensorRef], dtype: torch.dtype, files: OpenFiles
-) -> Factors:
-    """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
-    blocks_a, blocks_b = delta.blocks
-    lora_a = _spread(_read_finite(refs[delta.lora_a], files).to(dtype), blocks_a)
-    lora_b = _spread(_read_finite(refs[delta.lora_b], files).to(dtype), blocks_b)
-    if delta.diagonal is not None:
-        lora_b = lora_b * _read_finite(refs[delta.diagonal], files).to(dtype)
-    factors = Factors(lora_a, lora_b, delta.scale)
-    return factors.transposed() if delta.transposed else factors
 
 
 def _read_residual(
@@ -156,91 +143,6 @@ def _read_residual(
     return Factors(found.lora_a.to(dtype), found.lora_b.to(dtype), found.scale)
 
 
-def _spread(factor: Tensor, blocks: int) -> Tensor:
-    """Puts blocks that are stored below each other on a diagonal.
-
-    Source: PEFT 0.21, tuners/lora/variants.py, BlockDiagonalLinear.weight_as_blockdiagonal_matrix.
-    """
-    if blocks == 1:
-        return factor
-    spread: Tensor = torch.block_diag(*factor.chunk(blocks))  # type: ignore[no-untyped-call]
-    return spread
-
-
-def _read_rows(
-    update: RowReplacement, ref: TensorRef, dtype: torch.dtype, files: OpenFiles
-) -> Replacement:
-    order = sorted(range(len(update.indices)), key=update.indices.__getitem__)
-    values = _read_finite(ref, files).to(dtype)[torch.tensor(order, dtype=torch.long)]
-    return Replacement(values, tuple(update.indices[place] for place in order))
-
-
-def _read_part(
-    delta: PartDelta,
-    refs: Mapping[str, TensorRef],
-    dtype: torch.dtype,
-    files: OpenFiles | None,
-) -> RowUpdate:
-    """Makes a part of a pair of factors ready to be added.
-
-    Args:
-        delta: Which part.
-        refs: The adapter's tensors by name.
-        dtype: Of the arithmetic.
-        files: Files that stay open as long as the update is used, or None.
-
-    Returns:
-        An update that reads the factors of the experts of a stack when it comes to them.
-
-    Raises:
-        AdapterError: A factor holds NaN or infinity.
-        InputError: The adapter's file cannot be read.
-    """
-    reader = _PairReader(delta, refs[delta.lora_a], refs[delta.lora_b], dtype, files)
-    if delta.experts > 1 and delta.expert is None:
-        return StackFactors(reader.read, delta.outputs)
-    return PartFactors(reader.read(delta.expert or 0), delta.first_row)
-
-
-@dataclass(frozen=True)
-class _PairReader:
-    delta: PartDelta
-    lora_a: TensorRef
-    lora_b: TensorRef
-    dtype: torch.dtype
-    files: OpenFiles | None
-
-    def read(self, expert: int) -> Factors:
-        """Reads the factors of one expert, of those outputs that are used."""
-        delta, rank = self.delta, self.delta.rank
-        lora_a = read_rows(self.lora_a, expert * rank, rank, self.files)
-        check_finite_values(self.lora_a, lora_a)
-        outputs = slice(delta.first_output, delta.first_output + delta.outputs)
-        if delta.transposed:
-            lora_b = self._read_columns(expert, 0, self.lora_b.shape[0])
-        else:
-            lora_b = self._read_columns(expert, outputs.start, delta.outputs)
-            outputs = slice(None)
-        left, right = cut_pair(lora_a, lora_b, transposed=delta.transposed, outputs=outputs)
-        return Factors(left.to(self.dtype), right.to(self.dtype), delta.scale)
-
-    def _read_columns(self, expert: int, first: int, count: int) -> Tensor:
-        """Reads every `experts`-th column of some rows of B, which lie between the others'."""
-        width = self.lora_b.shape[1]
-        step = max(1, _BLOCK_BYTES // max(1, tensor_bytes(self.lora_b.dtype, (width,))))
-        parts = []
-        for start in range(first, first + count, step):
-            rows = read_rows(self.lora_b, start, min(step, first + count - start), self.files)
-            parts.append(rows[:, expert :: self.delta.experts].clone())
-        columns = torch.cat(parts)
-        check_finite_values(self.lora_b, columns)
-        return columns
-
-
-def _read_vector(update: Magnitude, refs: Mapping[str, TensorRef], files: OpenFiles) -> Tensor:
-    return _read_finite(refs[update.magnitude], files).flatten().double()
-
-
 def _read_scaling(
     tensor: PlannedTensor,
     number: int,
@@ -254,7 +156,7 @@ def _read_scaling(
     assert isinstance(update, Magnitude)
     updates = read_updates(_before(tensor, number), ref, adapters, torch.float64, files, base=base)
     norms = _column_norms(ref, updates, files)
-    return Scaling(_read_vector(update, adapters[update.adapter], files) / norms)
+    return Scaling(read_magnitude(update, adapters[update.adapter], files) / norms)
 
 
 def _before(tensor: PlannedTensor, number: int) -> PlannedTensor:
@@ -300,7 +202,7 @@ class _ModuleReader:
             parameters = {update.parameter: self._own(dtype, files)}
             for companion in update.companions:
                 parameters[companion.parameter] = self._companion(companion, dtype, files)
-            tensors = {name: _read_finite(refs[name], files) for name in update.reads}
+            tensors = {name: read_finite(refs[name], files) for name in update.reads}
         job = ModuleJob(
             base=_folder(self.base[self.tensor.source]),
             adapter=refs[update.reads[0]].file.parent,
@@ -358,26 +260,3 @@ def _blocks(
         for update in updates:
             update.apply(block, first)
         yield first, block.double()
-
-
-def check_finite_values(ref: TensorRef, values: Tensor) -> None:
-    """Refuses values of an adapter that diverged in training.
-
-    Raises:
-        AdapterError: One is NaN or infinity.
-    """
-    # There is no isfinite for eight bits; their values all exist in float32.
-    known = values.float() if values.element_size() == 1 else values
-    # NaN spreads to both ends; unlike isfinite(), this makes no second copy.
-    if known.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(known))).all()):
-        raise AdapterError(
-            f"the adapter tensor {ref.name!r} holds NaN or infinity",
-            where=str(ref.file),
-            hint="the training diverged: use an earlier checkpoint",
-        )
-
-
-def _read_finite(ref: TensorRef, files: OpenFiles) -> Tensor:
-    values = read_whole(ref, files)
-    check_finite_values(ref, values)
-    return values

@@ -30,7 +30,7 @@ ROOMS = (
     "trainingfact", "train", "demo", "gguf", "serving",
     "container", "plan",
     "chat", "modelfile", "vocabulary", "chatfile", "gather", "mergebase", "recipe", "conversion", "modelconfig", "merge",
-    "rowreader", "tuner", "rehearsal", "updatereader", "combine", "combined", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
+    "rowreader", "factorreader", "tuner", "rehearsal", "updatereader", "combine", "combined", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
     "bundle", "emit", "verify", "card", "cardfacts", "servercard",
     "serverfolder", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip
@@ -41,6 +41,7 @@ ALLOWED_ROOMS = {
         "merge",
         "quantisation",
         "rowreader",
+        "factorreader",
         "updatereader",
         "stream",
         "transform",
@@ -144,7 +145,9 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["plan", "container", "card", "errors", "adapter", "base", "lock"])
+@pytest.mark.parametrize(
+    "module", ["plan", "container", "card", "errors", "adapter", "base", "lock"]
+)
 def test_pure_rooms_load_no_heavy_library(module: str) -> None:
     loaded = loaded_after(f"import packager.{module}")
     assert "packager" in loaded

@@ -183,8 +183,8 @@ def _write_weights(
 
 def _read_parts(module: CombinedModule) -> list[Any]:
     from packager.combine.arithmetic import Part
+    from packager.factorreader import check_finite_values
     from packager.rowreader import OpenFiles, read_whole
-    from packager.updatereader import check_finite_values
 
     parts = []
     with ExitStack() as stack:

@@ -106,8 +106,9 @@ class RowMagnitude:
         norm = torch.linalg.vector_norm(step.before, dim=1, keepdim=True).clamp_min(_TINY)
         spread = torch.linalg.vector_norm(step.slack, dim=1, keepdim=True) / norm
         magnitude = self.magnitude[step.first : step.first + step.before.shape[0]]
-        own: Tensor = magnitude.abs().unsqueeze(1) / norm * step.slack * (1 + spread)
-        return own + step.after.abs() * (spread + 3 * step.precision)
+        own = magnitude.abs().unsqueeze(1) / norm * step.slack * (1 + spread)
+        bound: Tensor = own + step.after.abs() * (spread + 3 * step.precision)
+        return bound
 
     def transposed(self) -> RowUpdate:
         """The norm of a column is not known from rows alone: `Scaling` is made of two passes."""
