@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from packager.adapter import AdapterSpec, read_adapter
+from packager.adapter.spec import WEIGHTS_NAME
+from packager.adapter.tensorname import parse_tensor_name
+from packager.tensorfile import read_header
 
 _WRAPPED = (".original_module.", ".token_adapter.trainable_tokens_delta")
 
@@ -28,7 +30,7 @@ def enlarge_vocabulary(model: Any, directory: Path) -> int:
     if embedding is None:
         return 0
     before = int(embedding.weight.shape[0])
-    rows = _trained_rows(model, read_adapter(directory)) or before
+    rows = _trained_rows(model, directory) or before
     if rows != before:
         model.resize_token_embeddings(rows, mean_resizing=False)
         with torch.no_grad():
@@ -49,13 +51,16 @@ def is_repetition(name: str) -> bool:
     return ".modules_to_save.weight" in name or any(part in name for part in _WRAPPED)
 
 
-def _trained_rows(model: Any, spec: AdapterSpec) -> int | None:
+def _trained_rows(model: Any, directory: Path) -> int | None:
     """Returns the rows of the embedding or the head in the adapter, if it carries one of them."""
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for name, module in model.named_modules():
-        if any(module is layer for layer in layers):
-            parameter = f"{name}.weight"
-            refs = (*spec.saved.get(parameter, ()), *spec.frozen.get(parameter, ()))
-            if refs:
-                return refs[0].shape[0]
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if any(module is layer for layer in layers)
+    }
+    for ref in read_header(directory / WEIGHTS_NAME).tensors:
+        name = parse_tensor_name(ref.name)
+        if name is not None and name.leaf and name.parameter in names:
+            return ref.shape[0] if ref.shape else None
     return None
