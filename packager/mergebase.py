@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from packager.base import BaseIndex
 from packager.errors import BaseError, InputError
 from packager.gather import Gathered
 from packager.plan.option import MergeBase, ReleaseOptions
@@ -72,13 +73,33 @@ def as_stored(gathered: Gathered) -> Gathered:
 
 def _dequantised(base: BaseSource, training: TrainingQuantisation) -> BaseSource:
     index = base.index
-    tensors = dequantised_tensors(index.tensors, index.config, training)
+    tensors = dequantised_tensors(index.tensors, index.config, _by_stored_name(index, training))
     return replace(
         base,
         index=replace(index, tensors=tensors),
         merge_base="dequantized",
         training=training,
     )
+
+
+def _by_stored_name(index: BaseIndex, training: TrainingQuantisation) -> TrainingQuantisation:
+    """Returns what is known of training with modules named as the checkpoint names them."""
+    if training.modules is None:
+        return training
+    refs = {module: index.naming.find_tensor(f"{module}.weight") for module in training.modules}
+    missing = [module for module, ref in refs.items() if ref is None]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(refs)} modules that were quantised in training are not in the "
+            "base",
+            where=str(index.directory),
+            expected="the weights that the lock names",
+            found=", ".join(missing[:3]),
+            hint="give the base trained on with --base, or merge onto it as it is stored: "
+            "--merge-base 16bit",
+        )
+    names = (ref.name.removesuffix(".weight") for ref in refs.values() if ref is not None)
+    return replace(training, modules=tuple(names))
 
 
 def _agreed(

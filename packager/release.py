@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ from packager.progress import Progress
 from packager.recipe import plan_gathered
 from packager.rehearsal import rehearse
 from packager.serving.answer import ExpectedModel
-from packager.verify.proof import Level, Proof, TargetProof, render_proof
+from packager.verify.proof import Level, MergeBaseCheck, Proof, TargetProof, render_proof
 
 if TYPE_CHECKING:
     from packager.gguf.imatrix import Imatrix
@@ -93,11 +93,13 @@ class Prepared:
         gathered: The sources.
         plan: What is to be made of them.
         making: What else its files depend on.
+        merge_bases: Adapter name → how merges onto both forms of the base compare.
     """
 
     gathered: Gathered
     plan: ReleasePlan
     making: Making
+    merge_bases: Mapping[str, MergeBaseCheck] = field(default_factory=dict)
 
 
 def plan_request(
@@ -153,7 +155,8 @@ def _take_closer_base(
     """Merges onto the form of the base that is measured as closer to training.
 
     Returns:
-        What is made then, and one line of how that was decided; empty where nothing was to be.
+        What is made then, with the figures, and one line of how that was decided; empty where
+        nothing was to be.
     """
     from packager.verify.check import measure_closer_base
 
@@ -162,7 +165,8 @@ def _take_closer_base(
         return prepared, ""
     if not request.behaviour:
         return prepared, "not measured: --no-behaviour was given"
-    closer, line = measure_closer_base(prepared.gathered, prepared.plan, progress)
+    closer, line, figures = measure_closer_base(prepared.gathered, prepared.plan, progress)
+    prepared = replace(prepared, merge_bases=figures)
     if closer == base.merge_base:
         return prepared, line
     gathered = as_stored(prepared.gathered)
@@ -333,6 +337,7 @@ def _prove(
             sample_bytes=SAMPLE_BYTES,
             why_not={} if request.behaviour else {"behaviour": "--no-behaviour was given"},
             importance=None if imatrix is None else imatrix.weights,
+            merge_bases=prepared.merge_bases,
             answers=answers,
         ),
         progress,

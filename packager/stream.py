@@ -164,7 +164,7 @@ class _FourBitTask:
             made, offset = pack_halves(rounded, KIND), start // 2
         else:
             made, offset = block_scales(rounded), start // FOUR_BIT_BLOCK * ITEM_BYTES["F32"]
-        return Chunk(self.tensor, offset, memoryview(made.numpy()).cast("B"), None, _keep)
+        return Chunk(self.tensor, offset, made.numpy().data.cast("B"), None, _keep)
 
 
 @dataclass(frozen=True)

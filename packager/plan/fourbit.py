@@ -18,11 +18,11 @@ from packager.base import BaseIndex
 from packager.dtype import TORCH_NAMES
 from packager.errors import LorapackError, UnsupportedFeatureError
 from packager.plan.value import FourBitPart, PlannedTensor
-from packager.quantisation.encoding import FOUR_BIT_BLOCK
+from packager.quantisation.encoding import FOUR_BIT_BLOCK, FourBitKind
 from packager.quantisation.layer import CONV1D_MODELS, is_head, linear_module
 from packager.quantisation.state import STATE_MARK, FourBitState, render_state
 
-KIND = "nf4"
+KIND: FourBitKind = "nf4"
 _CODES = 16
 
 

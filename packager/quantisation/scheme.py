@@ -101,7 +101,7 @@ def _method(raw: Mapping[str, Any]) -> str:
 def _weights(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns how the weights of each group of layers are stored."""
     groups = raw.get("config_groups")
-    found = []
+    found: list[Mapping[str, Any]] = []
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         found.append(weights if isinstance(weights, dict) else {})

@@ -104,7 +104,9 @@ def _parse_nested(raw: Mapping[str, Any], where: str) -> NestedState | None:
     if "nested_blocksize" not in raw:
         return None
     offset = raw.get("nested_offset")
-    if type(offset) in (int, float) and math.isfinite(offset) and abs(offset) < 1e38:
+    if isinstance(offset, bool) or not isinstance(offset, int | float):
+        raise _wrong(where, "nested_offset", raw)
+    if math.isfinite(offset) and abs(offset) < 1e38:
         return NestedState(_block(raw, "nested_blocksize", where), float(offset))
     raise _wrong(where, "nested_offset", raw)
 

@@ -40,6 +40,7 @@ from packager.verify.proof import (
     SCHEMA_VERSION,
     FilesCheck,
     Level,
+    MergeBaseCheck,
     Proof,
     TargetProof,
     WeightsCheck,
@@ -81,6 +82,7 @@ class ProofRequest:
         importance: Tensor name → weight of each column, as given to the writer of GGUF.
         answers: Adapter → what base and adapter have to answer on a server; filled in while they
             are made. None compares with those that the bundle holds.
+        merge_bases: As of `References`, where it was measured before writing.
     """
 
     bundle: Path
@@ -92,6 +94,7 @@ class ProofRequest:
     why_not: dict[str, str] | None = None
     importance: Mapping[str, NDArray[np.float32]] | None = None
     answers: Answers | None = None
+    merge_bases: Mapping[str, MergeBaseCheck] | None = None
 
 
 def prove(request: ProofRequest, progress: Progress) -> Proof:
@@ -103,7 +106,7 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
     gathered = request.gathered
     with (
         ThreadPoolExecutor(2, thread_name_prefix="files") as pool,
-        References(gathered, _Steps(progress)) as references,
+        References(gathered, _Steps(progress), request.merge_bases) as references,
     ):
         files = pool.submit(_check_all_files, request, progress)
         if request.sample_bytes is None:
@@ -131,7 +134,7 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
 
 def measure_closer_base(
     gathered: Gathered, plan: ReleasePlan, progress: Progress
-) -> tuple[MergeBase, str]:
+) -> tuple[MergeBase, str, dict[str, MergeBaseCheck]]:
     """Measures which form of a base that was quantised in training merges come closer to it on.
 
     Args:
@@ -140,7 +143,8 @@ def measure_closer_base(
         progress: Told about steps.
 
     Returns:
-        The form, and the figures, or why it could not be measured.
+        The form; the figures in a line, or why it could not be measured; and the figures of each
+        adapter by name.
 
     Raises:
         LorapackError: As of `prove`.
@@ -148,23 +152,23 @@ def measure_closer_base(
     request = ProofRequest(Path(), (), plan, gathered)
     merged = [target for target in plan.targets if target.target in ("merged", "ollama")]
     if not merged:
-        return "dequantized", ""
+        return "dequantized", "", {}
     reasons = [reason for target in merged if (reason := _why_no_behaviour(request, target))]
     if reasons:
-        return "dequantized", f"dequantized, the default; it cannot be measured: {reasons[0]}"
+        return "dequantized", f"dequantized, the default; not measured: {reasons[0]}", {}
     names = {target.name for target in merged}
     with References(gathered, _Steps(progress)) as references:
-        found = [
-            references.compare_merge_bases(source)
+        found = {
+            source.name: check
             for source in gathered.adapters
             if source.name in names
-        ]
-    checks = [check for check in found if check is not None]
-    plain = sum(check.kl_16bit for check in checks)
-    seen = sum(check.kl_dequantized for check in checks)
+            and (check := references.compare_merge_bases(source)) is not None
+        }
+    plain = sum(check.kl_16bit for check in found.values())
+    seen = sum(check.kl_dequantized for check in found.values())
     closer: MergeBase = "16bit" if plain < seen else "dequantized"
     figures = f"mean KL to training {seen:.3g} dequantized, {plain:.3g} 16bit"
-    return closer, f"{closer} is closer: {figures}"
+    return closer, f"{closer} is closer: {figures}", found
 
 
 def adapter_digest(source: AdapterSource) -> str:

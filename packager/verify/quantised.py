@@ -134,8 +134,7 @@ def compute_in_float32(model: Any) -> Any:
     Source: bitsandbytes 0.50, nn/modules.py, Linear4bit.forward; transformers 5.23,
     integrations/bitsandbytes.py, dequantize_and_replace.
     """
-    held = [module for module in model.modules() if type(module).__name__ in _CLASSES]
-    for module in held:
+    for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
@@ -143,7 +142,10 @@ def compute_in_float32(model: Any) -> Any:
     if getattr(model, "is_loaded_in_8bit", False):
         model.dequantize(torch.float32)
         model.is_loaded_in_8bit = False
-    if held:
-        return model
-    # Of fp8, transformers leaves what is not quantised in the type that it is stored in.
-    return model.float()
+    # What is not quantised, transformers may leave in the type that it is stored in.
+    for module in model.modules():
+        if type(module).__name__ not in _CLASSES:
+            for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if weight.is_floating_point():
+                    weight.data = weight.data.float()
+    return model

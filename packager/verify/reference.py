@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -35,14 +36,21 @@ class References:
     Args:
         gathered: The sources.
         progress: Told about steps.
+        measured: Adapter name → how merges onto both forms of the base compare, where that has
+            been measured before.
     """
 
-    def __init__(self, gathered: Gathered, progress: OnStep) -> None:
+    def __init__(
+        self,
+        gathered: Gathered,
+        progress: OnStep,
+        measured: Mapping[str, MergeBaseCheck] | None = None,
+    ) -> None:
         self._gathered = gathered
         self._progress = progress
         self._stack = ExitStack()
         self._key: tuple[str, TrainingQuantisation | None] | None = None
-        self._merge_bases: dict[str, MergeBaseCheck] = {}
+        self._merge_bases = dict(measured or {})
         self._found: tuple[Truth, Path | None] | None = None
 
     def __enter__(self) -> Self:
@@ -92,7 +100,7 @@ class References:
             self._merge_bases[source.name] = measure_merge_bases(
                 truth, sources, base.merge_base, progress=self._progress
             )
-        return self._merge_bases[source.name]
+        return replace(self._merge_bases[source.name], chosen=base.merge_base)
 
     def _task(self, source: AdapterSource) -> Task:
         index = self._gathered.base.index

@@ -19,6 +19,7 @@ from packager.verify.proof import (
     FilesCheck,
     Level,
     Measure,
+    MergeBaseCheck,
     Proof,
     TargetProof,
 )
@@ -109,20 +110,31 @@ def level_results(target: TargetProof) -> tuple[LevelResult, ...]:
     bytes_found = _result(target, "files", files.problems if files else (), files_lines(files))
     if target.variants:
         blocks, models = ggufwording.blocks_lines(target), ggufwording.models_lines(target)
+        models = (*models, *merge_base_lines(target.merge_base)) if models else models
         return (
             bytes_found,
             _result(target, "weights", ggufwording.blocks_problems(target), blocks),
             _result(target, "behaviour", ggufwording.models_problems(target), models),
         )
+    lines = behaviour_lines(target.behaviour) or embedding_lines(target.embedding)
+    lines = (*lines, *merge_base_lines(target.merge_base)) if lines else lines
     return (
         bytes_found,
         _result(target, "weights", weights.problems if weights else (), weights_lines(target)),
-        _result(
-            target,
-            "behaviour",
-            compared.problems if compared else (),
-            behaviour_lines(target.behaviour) or embedding_lines(target.embedding),
-        ),
+        _result(target, "behaviour", compared.problems if compared else (), lines),
+    )
+
+
+def merge_base_lines(check: MergeBaseCheck | None) -> tuple[str, ...]:
+    """Returns how far both merges are from training; nothing where there is only one base."""
+    if check is None:
+        return ()
+    names = {"16bit": "the base in 16 bits", "dequantized": "the base as training saw it"}
+    return (
+        f"merged onto {names[check.chosen]}: trained on a base loaded in {check.loaded_in}, from "
+        f"which a merge onto {names['dequantized']} is off by "
+        f"{describe_number(check.kl_dequantized)} nats, one onto {names['16bit']} by "
+        f"{describe_number(check.kl_16bit)}",
     )
 
 

@@ -20,6 +20,7 @@ from packager.errors import BaseMismatchError, InputError
 from packager.lock import LOCK_NAME
 from tests.loopback_hub import Client, LoopbackHub
 from tests.models import make_adapter, make_llama
+from tests.quantisation.stored import quantise_base
 
 StartClient = Callable[..., Client]
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,25 @@ def test_a_lock_is_obeyed_by_what_the_hub_announces(
     assert "model-00001-of-" in done.stderr
     assert place.files() == before
     assert (place.adapter / LOCK_NAME).read_text(encoding="utf-8") == lock
+
+
+def test_a_base_in_four_bits_is_planned_from_its_descriptions(
+    loopback_hub: LoopbackHub, place: Place, tmp_path: Path
+) -> None:
+    """What bitsandbytes stores beside each weight is fetched, and no weight."""
+    stored = quantise_base(
+        tmp_path / "made/base", tmp_path / "made/stored", load_in_4bit=True,
+        bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
+    loopback_hub.seed(REPO, stored)
+    planned = place.plan()
+    total = sum(file.stat().st_size for file in stored.glob("*.safetensors"))
+    spans = [span.removeprefix("bytes=").split("-") for span in weights_bytes(loopback_hub) if span]
+    assert sum(int(end) - int(start) + 1 for start, end in spans) < total / 4
+    place.run("lock", place.adapter, "--base", REPO)
+    (place.adapter / LOCK_NAME).unlink()
+    assert place.plan() == planned
+    assert "dequantise" in json.dumps(planned)
 
 
 def hollow_base(folder: Path) -> tuple[str, ...]:

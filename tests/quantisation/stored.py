@@ -29,7 +29,8 @@ def quantise_base(base: Path, out: Path, **settings: Any) -> Path:
     )
     model.save_pretrained(out)
     for file in base.iterdir():
-        if not (out / file.name).exists() and file.suffix != ".safetensors":
+        is_weights = ".safetensors" in file.name
+        if not (out / file.name).exists() and not is_weights:
             (out / file.name).write_bytes(file.read_bytes())
     return out
 

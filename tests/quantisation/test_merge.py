@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from packager.base import read_base
+from packager.gguf import pretokenizer
+from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
+from packager.gguf.tokenizerfile import list_tokenizer_files
 from packager.plan import ReleaseOptions
 from packager.progress import Silent
 from packager.release import ReleaseRequest, release
@@ -119,3 +122,50 @@ def test_a_base_in_fp8(tmp_path: Path) -> None:
     kept = "model.layers.0.self_attn.k_proj.weight"
     assert torch.equal(found[kept], values[kept].bfloat16())
     assert read_base(merged).quantised_count == 0
+
+
+def test_a_gguf_of_a_quantised_base(
+    plain: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof recomputes every block in float64, and llama.cpp answers as training does."""
+    files = list_tokenizer_files(plain)
+    ids = next(check_encodings(open_tokenizer(files), files))
+    known = {**pretokenizer.NAMES, pretokenizer.hash_ids(ids): "llama-bpe"}
+    monkeypatch.setattr(pretokenizer, "NAMES", known)
+    base = quantise_base(plain, tmp_path / "base", **FORMS[0])
+    request = ReleaseRequest(
+        ((None, adapter),), tmp_path / "out", str(base),
+        options=ReleaseOptions(targets=("ollama",), quants=("F32",)),
+    )  # fmt: skip
+    made = release(request, Silent())
+    (proof,) = made.proof.targets
+    (variant,) = proof.variants
+    assert variant.weights is not None
+    assert variant.weights.checked == variant.weights.total
+    assert not variant.problems
+    assert variant.behaviour is not None
+    assert variant.behaviour.kl_mean < 1e-6 < variant.behaviour.base_kl_mean
+    assert made.plan.notes[-1].startswith("14 tensors of the base are stored quantised")
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8", "mxfp4"])
+def test_behaviour_of_what_is_merged_onto_a_quantised_base(
+    form: str, plain: Path, adapter: Path, gpt_oss: Path, tmp_path: Path
+) -> None:
+    """The truth is the quantised base as transformers runs it, with PEFT's adapter on it."""
+    if form == "mxfp4":
+        base = gpt_oss
+        (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+        adapter = models.make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    elif form == "fp8":
+        base = write_fp8(tmp_path / "base")
+    else:
+        base = quantise_base(plain, tmp_path / "base", load_in_8bit=True)
+    request = ReleaseRequest(
+        ((None, adapter),), tmp_path / "out", str(base),
+        options=ReleaseOptions(targets=("merged",), dtype="F32"),
+    )  # fmt: skip
+    (proof,) = release(request, Silent()).proof.targets
+    assert proof.passed
+    assert proof.behaviour is not None
+    assert proof.behaviour.kl_mean < 1e-6 < proof.behaviour.base_kl_mean

@@ -36,6 +36,7 @@ from packager.stamp import stamp_lock
 from packager.train.callback import BaseLockCallback
 from packager.trainingfact import read_training
 from packager.verify.bundle import verify_bundle
+from packager.verify.text import render_proof_text
 from tests import models
 from tests.quantisation.stored import quantise_base
 
@@ -217,6 +218,14 @@ def test_both_merges_are_measured_against_training(
     assert json.loads((tmp_path / "out" / "lorapack.json").read_text())["options"][
         "merge_base"
     ] == check.chosen  # fmt: skip
+    card = (tmp_path / "out" / "merged" / trained.name / "README.md").read_text(encoding="utf-8")
+    assert "| the base as training saw it |" in card
+    assert "trained on the base loaded in nf4-double by bitsandbytes" in card
+    shown = render_proof_text(made.proof)
+    form = "in 16 bits" if wanted == "16bit" else "as training saw it"
+    page = (tmp_path / "out" / "report" / "report.html").read_text(encoding="utf-8")
+    for text in (shown, page):
+        assert f"merged onto the base {form}" in text
     again = verify_bundle(tmp_path / "out", level="behaviour", base=None, progress=Silent())
     assert again.passed
     assert again.targets[0].merge_base is not None
