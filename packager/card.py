@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from packager.frontmatter import render_front_matter
 from packager.manifest import Evidence
@@ -43,11 +43,11 @@ _MAX_TAG_CHARS = 60
 _MAX_LISTED = 40
 
 _COUNTED: dict[Measure, tuple[str, str]] = {
-    "next token": ("tokens", "the next token"),
-    "class": ("texts", "the classes"),
-    "label": ("tokens", "the labels"),
-    "span": ("starts and ends of answers", "each position"),
-    "embedding": ("vectors", "each value"),
+    "next token": ("tokens", "next-token"),
+    "class": ("texts", "class"),
+    "label": ("tokens", "label"),
+    "span": ("starts and ends of answers", "position"),
+    "embedding": ("vectors", "vector"),
 }
 
 
@@ -274,7 +274,7 @@ def _tags(facts: CardFacts) -> list[str]:
 
 
 def _task(facts: CardFacts) -> Task:
-    config = {"vision_config": {}} if facts.sees else None
+    config: dict[str, Any] | None = {"vision_config": {}} if facts.sees else None
     return find_task(facts.task_type, facts.base.architecture, config)
 
 

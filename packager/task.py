@@ -29,6 +29,7 @@ class Task:
         generates: Whether the model writes text.
         heads: Modules of which one gives the answer, where the backbone gives none.
         reads_pictures: Whether it is given pictures besides text.
+        optional: Modules that the answer does not depend on; a base may lack them.
     """
 
     name: TaskName
@@ -38,6 +39,7 @@ class Task:
     generates: bool = False
     heads: tuple[str, ...] = ()
     reads_pictures: bool = False
+    optional: tuple[str, ...] = ()
 
 
 # Source: PEFT 0.21, src/peft/utils/peft_types.py, TaskType; transformers 5.23, auto classes;
@@ -68,7 +70,9 @@ TASKS: dict[str, Task] = {
         "ForQuestionAnswering",
         heads=("qa_outputs",),
     ),
-    "FEATURE_EXTRACTION": Task("FEATURE_EXTRACTION", "AutoModel", "feature-extraction", "Model"),
+    "FEATURE_EXTRACTION": Task(
+        "FEATURE_EXTRACTION", "AutoModel", "feature-extraction", "Model", optional=("pooler",)
+    ),
     "IMAGE_TEXT": Task(
         "IMAGE_TEXT",
         "AutoModelForImageTextToText",

@@ -34,7 +34,18 @@ _EMBEDDING_NAMES = (
     "wte.weight",
     "gpt_neox.embed_in.weight",
     "embed_tokens.weight",
+    "shared.weight",
+    "model.embeddings.tok_embeddings.weight",
+    "embeddings.tok_embeddings.weight",
+    "embeddings.word_embeddings.weight",
+    *(
+        f"{family}.embeddings.word_embeddings.weight"
+        for family in ("bert", "roberta", "distilbert", "electra", "deberta", "mpnet", "esm")
+    ),
 )
+# Source: transformers 5.x, models/t5/configuration_t5.py and its copies: `tie_word_embeddings` is
+# always true; what a checkpoint says there means whether the decoder's output is scaled.
+ALWAYS_TIED = ("t5", "mt5", "umt5", "longt5")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class BaseIndex:
         The default differs between the configuration classes of transformers, and a saved
         configuration leaves defaults out: where it is not stated, a missing head decides.
         """
+        if self.config.get("model_type") in ALWAYS_TIED:
+            return True
         nested = self.config.get("text_config")
         inner = nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
         stated = self.config.get("tie_word_embeddings", inner)

@@ -136,9 +136,18 @@ def _keep(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> None
     changes.by_name[name] = change
 
 
+def _is_original(ref: TensorRef) -> bool:
+    """Tells whether a tensor lies below a layer that was saved whole, and is not read any more.
+
+    Source: PEFT 0.21, utils/other.py, ModulesToSaveWrapper; with bias="all" it is saved as well.
+    """
+    return ".original_module." in ref.name
+
+
 def _replace(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> None:
     """A parameter that was saved whole; what PEFT kept of the base's own is of no use then."""
     name = output_name(parameter, changes.base)
+    refs = tuple(sorted(refs, key=_is_original))
     first, adapter = refs[0], changes.source.name
     stored = None if name is None else stored_tensor(name, changes.base)
     if name is None or stored is None:
@@ -151,7 +160,9 @@ def _replace(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> N
         changes.problems.append(_misfit(changes, first, stored))
         return
     before = changes.find(name)
-    copies = [Copy(adapter, ref.name, first.name) for ref in refs[1:]]
+    copies = [
+        Copy(adapter, ref.name, None if _is_original(ref) else first.name) for ref in refs[1:]
+    ]
     if before.source is not None:  # the base's own with other rows, which nothing else reads
         copies.append(Copy(adapter, before.source.name, None))
     changes.by_name[name] = Change(first, True, before.updates, (*before.copies, *copies))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from packager.base import BaseIndex
+from packager.base.index import ALWAYS_TIED
 from packager.plan.replication import replicate_config
 from packager.plan.value import PlannedTensor
 
@@ -45,7 +46,7 @@ def adapt_config(
         changed[_NESTED] = adapt_config(
             nested, unties_head=unties_head, vocab_rows=vocab_rows, layers=layers
         )
-    if unties_head:
+    if unties_head and config.get("model_type") not in ALWAYS_TIED:
         changed["tie_word_embeddings"] = False
     if vocab_rows is not None and (_VOCABULARY in config or not isinstance(nested, dict)):
         changed[_VOCABULARY] = vocab_rows

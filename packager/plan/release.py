@@ -29,7 +29,7 @@ from packager.plan.replication import layer_map
 from packager.plan.rule import count_embedding_rows, plan_tensors, unties_head
 from packager.plan.serving import plan_serving, plan_vllm
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.task import check_writes, keep_tensors, plan_task
+from packager.plan.task import check_writes, first_names, keep_tensors, plan_task
 from packager.plan.value import SCHEMA_VERSION, PlannedTensor, ReleasePlan, TargetPlan, TaskPlan
 from packager.quantisation.encoding import QuantisedRef
 from packager.quantisation.scheme import CONFIG_KEY, check_scheme
@@ -350,5 +350,11 @@ def _notes(targets: tuple[TargetPlan, ...], base: BaseSource) -> tuple[str, ...]
         f"{target.path}: the head is written apart from the embedding (tie_word_embeddings false)"
         for target in targets
         if target.unties_head
+    ]
+    notes += [
+        f"{target.path}: {len(target.task.dropped)} tensors of another task's head stay behind: "
+        f"{first_names(target.task.dropped)}"
+        for target in targets
+        if target.task is not None and target.task.dropped
     ]
     return (*notes, *(note for target in targets for note in gguf_notes(target)))

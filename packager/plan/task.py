@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from packager.base import BaseIndex
 from packager.errors import AdapterError, LorapackError, UnsupportedFeatureError
@@ -29,6 +28,13 @@ _UNSAVED = {
     ("xlnet", "SEQ_CLS"): ("sequence_summary",),
     ("bert", "SEQ_CLS"): ("bert.pooler",),
 }
+# Source: the same: classes without the layer that pools a text into a vector (`add_pooling_layer`
+# false), of all families for these tasks and of some for the first.
+_UNPOOLED = ("TOKEN_CLS", "QUESTION_ANS")
+_UNPOOLED_CLASSIFIERS = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer",
+    "data2vec-text", "esm", "xmod",
+)  # fmt: skip
 _SHOWN = 3
 
 
@@ -99,12 +105,16 @@ def _labels(
 def _other_heads(
     task: Task, planned: Mapping[str, PlannedTensor], base: BaseIndex
 ) -> Iterator[str]:
-    prefix = _backbone_prefix(task, planned)
-    shared = _SHARED.get(str(base.config.get("model_type")), ())
+    kind = str(base.config.get("model_type"))
+    prefix, shared = _backbone_prefix(task, planned), _SHARED.get(kind, ())
+    pooler = f"{prefix}.pooler." if prefix else "pooler."
+    pools = task.name not in _UNPOOLED
+    pools = pools and (task.name != "SEQ_CLS" or kind not in _UNPOOLED_CLASSIFIERS)
     for name, tensor in planned.items():
         first = name.partition(".")[0]
         outside = first != prefix if prefix else first in _HEADS and first not in task.heads
-        if outside and first not in shared and not _is_changed(tensor):
+        unused = name.startswith(pooler) and not pools
+        if (outside or unused) and first not in shared and not _is_changed(tensor):
             yield name
 
 
@@ -146,7 +156,7 @@ def _check_head(
             f"a part of the model is neither in the base nor in the adapter: {', '.join(missing)}",
             where=str(source.spec.directory),
             expected=f"the whole head of a {task.ending.removeprefix('For')} model",
-            found=_first_names(planned),
+            found=first_names(planned),
             hint="it was random in training and was not saved: train again with it in "
             "modules_to_save",
         )
@@ -158,7 +168,8 @@ def _has(planned: Mapping[str, PlannedTensor], part: str) -> bool:
     return any(name.startswith((f"{part}.", f"{bare}.")) for name in planned)
 
 
-def _first_names(planned: Mapping[str, Any]) -> str:
-    first = list(dict.fromkeys(name.partition(".")[0] for name in planned))
+def first_names(names: Iterable[str]) -> str:
+    """Returns what the first parts of dotted names are, the first few of them."""
+    first = list(dict.fromkeys(name.partition(".")[0] for name in names))
     more = len(first) - _SHOWN
     return ", ".join(first[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -229,8 +229,10 @@ def merged_bounds(merged_dir: Path) -> Bounds:
 def loading_problems(loaded: LoadedModel, truth: Truth) -> tuple[str, ...]:
     """Returns what is wrong with an artefact before it says a word: weights that do not fit."""
     problems = []
-    if loaded.missing:
-        problems.append(f"weights are missing in the files: {list_names(loaded.missing)}")
+    optional = truth.reading.task.optional
+    missing = tuple(name for name in loaded.missing if name.partition(".")[0] not in optional)
+    if missing:
+        problems.append(f"weights are missing in the files: {list_names(missing)}")
     leftover = tuple(sorted(set(loaded.unexpected) - set(truth.unexpected)))
     if leftover:
         problems.append(f"the model does not use these tensors: {list_names(leftover)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
+_WRAPPER = "base_model.model."
 _SHOWN_NAMES = 5
 _LANGUAGE = TASKS["CAUSAL_LM"]
 _HEAD_SEED = 0
@@ -74,18 +75,22 @@ def load_base(
         training: How bitsandbytes quantises it meanwhile, or None for as it is stored.
 
     Raises:
-        BaseError: It cannot be loaded, or weights other than the task's head are missing.
+        BaseError: It cannot be loaded, or weights are missing; where the task has a head, that is
+            for `attach_adapter` to judge.
         UnsafeInputError: A weights file lies outside of the folder, or is a pickle.
     """
     loaded = _load(directory, BaseError, "the base cannot be loaded", task, labels, training)
-    if any(name.partition(".")[0] not in task.heads for name in loaded.missing):
+    if task.heads:
+        return loaded  # what it lacks, the adapter has to bring
+    missing = tuple(name for name in loaded.missing if name.partition(".")[0] not in task.optional)
+    if missing:
         raise BaseError(
             "the base has not all the weights of its architecture",
             where=str(directory),
-            found=f"missing {list_names(loaded.missing)}",
+            found=f"missing {list_names(missing)}",
             hint="download the base again",
         )
-    return loaded
+    return replace(loaded, missing=())
 
 
 def load_artefact(directory: Path, task: Task = _LANGUAGE) -> LoadedModel:
@@ -128,6 +133,7 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
         UnsafeInputError: The weights are a pickle.
     """
     _check_adapter_files(directory)
+    _check_brought(base.missing, directory)
     with _loading(AdapterError, "PEFT cannot load the adapter", directory):
         rows = enlarge_vocabulary(base.model, directory)
         model = PeftModel.from_pretrained(base.model, str(directory), is_trainable=False)
@@ -144,6 +150,21 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
             hint="the tensor names carry a wrong prefix, or this is another base",
         )
     return LoadedModel(model, rows or base.vocabulary, base.max_tokens, (), base.unexpected)
+
+
+def _check_brought(missing: tuple[str, ...], directory: Path) -> None:
+    """Refuses a base that lacks what the adapter does not bring either."""
+    path = resolve_inside(directory, _ADAPTER_WEIGHTS, where=str(directory))
+    saved = {ref.name.removeprefix(_WRAPPER) for ref in read_header(path).tensors}
+    lost = tuple(name for name in missing if name not in saved)
+    if lost:
+        raise AdapterError(
+            "weights are neither in the base nor in the adapter",
+            where=str(path),
+            expected="all that were new in training, by modules_to_save",
+            found=f"missing {list_names(lost)}",
+            hint="they were random in training: train again with them in modules_to_save",
+        )
 
 
 def stored_dtype(directory: Path) -> str:

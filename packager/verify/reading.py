@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from packager.task import TASKS, Task
+from packager.verify.prompt import MAX_PROMPT_TOKENS
 from packager.verify.proof import Measure
+
+_IMPOSSIBLE = -1e4
+"""A logit whose probability is zero in float64, and whose logarithm is a number."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,11 @@ def _labels(model: Any, passage: Passage) -> Tensor:
 
 
 def _spans(model: Any, passage: Passage) -> Tensor:
+    """Start and end over the positions; those beyond the text are as good as impossible."""
     output = model(input_ids=_batch(passage.ids))
-    return torch.cat([output.start_logits, output.end_logits])
+    logits = torch.cat([output.start_logits, output.end_logits]).float()
+    room = MAX_PROMPT_TOKENS - logits.shape[1]
+    return torch.nn.functional.pad(logits, (0, room), value=_IMPOSSIBLE)
 
 
 def _embeddings(model: Any, passage: Passage) -> Tensor:

@@ -12,6 +12,8 @@ from tests.bench.gguf import bench_gguf, bench_gguf_memory
 from tests.bench.measure import LORAPACK, PEFT, Run, median_ratio, median_seconds, paired, run
 
 SIZES = ("1B", "3B", "8B", "2GB-tensor")
+KINDS = ("1B", "3B")
+"""Sizes at which other kinds of adapters and bases are measured: twice, to see what grows."""
 
 
 def main() -> None:
@@ -95,17 +97,33 @@ def _speed(folder: Path, count: int, peft_count: int) -> None:
 
 
 def _memory(folder: Path) -> None:
-    print("\n| base | base bytes | merge, s | peak memory, GiB |")
+    print("\n| base, adapter | base bytes | merge, s | peak memory, GiB |")
     print("| --- | --- | --- | --- |")
     for name in SIZES:
         base = _base(name, folder)
         adapter = _adapter(name, folder, base)
-        made = _contenders(folder, base, adapter)["lorapack merge"]()
-        size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-        print(f"| {name} | {size:,} | {made.seconds:.1f} | {made.peak_bytes / 2**30:.2f} |")
-        _remove(folder)
+        _measure_merge(f"{name}, LoRA", folder, base, adapter)
+        if name in KINDS:
+            for kind in ("dora", "loha"):
+                made = _kind(f"make_{kind}", name, folder, adapter)
+                _measure_merge(f"{name}, {kind}", folder, base, made)
+            four_bit = _kind("make_four_bit_base", name, folder, base)
+            _measure_merge(f"{name} in NF4, LoRA", folder, four_bit, adapter)
+            shutil.rmtree(four_bit)
         if name != "3B":
             shutil.rmtree(base)
+
+
+def _measure_merge(title: str, folder: Path, base: Path, adapter: Path) -> None:
+    made = _contenders(folder, base, adapter)["lorapack merge"]()
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    print(f"| {title} | {size:,} | {made.seconds:.1f} | {made.peak_bytes / 2**30:.2f} |")
+    _remove(folder)
+
+
+def _kind(maker: str, name: str, folder: Path, source: Path) -> Path:
+    made: Path = apart("tests.bench.kind", maker, name, folder, source)
+    return made
 
 
 def _gguf(folder: Path, count: int) -> None:

@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-HIDDEN = 32
+HIDDEN = 64
 TOKENS = 96
 _SEQUENCE = 8
 _LABELS = 3
@@ -131,8 +131,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 _COMMON: dict[str, Any] = {
-    "vocab_size": TOKENS, "hidden_size": HIDDEN, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "vocab_size": TOKENS, "hidden_size": HIDDEN, "intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "max_position_embeddings": 64, "initializer_range": 0.15,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
@@ -160,11 +160,11 @@ def _vision() -> Any:
         text_config={
             **_COMMON,
             "rope_parameters": {
-                "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4,
+                "rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 1e4,
             },
         },
         vision_config={
-            "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 48, "num_heads": 4,
+            "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 4,
             "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
             "out_hidden_size": HIDDEN, "window_size": 16, "fullatt_block_indexes": [1],
             "initializer_range": 0.15,
@@ -208,8 +208,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         biased=("q_proj", "k_proj", "v_proj"),
     ),
     "qwen3": Architecture("Qwen3", _made("Qwen3Config", tie_word_embeddings=True)),
-    "gemma2": Architecture("Gemma 2", _made("Gemma2Config", query_pre_attn_scalar=8)),
-    "gemma3": Architecture("Gemma 3", _made("Gemma3TextConfig", query_pre_attn_scalar=8)),
+    "gemma2": Architecture("Gemma 2", _made("Gemma2Config", query_pre_attn_scalar=16)),
+    "gemma3": Architecture("Gemma 3", _made("Gemma3TextConfig", query_pre_attn_scalar=16)),
     "phi3": Architecture(
         "Phi-3",
         _made("Phi3Config", tie_word_embeddings=False),
@@ -253,7 +253,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "GptOssConfig",
             num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False,
             layer_types=["sliding_attention", "full_attention"], sliding_window=6,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4}, intermediate_size=64,
         ),
         linear=("q_proj", "k_proj", "v_proj", "o_proj"),
         biased=("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -262,7 +262,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
         "BERT",
         lambda: transformers.BertConfig(
-            vocab_size=TOKENS, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2,
+            vocab_size=TOKENS, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, initializer_range=0.15,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
@@ -280,13 +280,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5": Architecture(
         "T5",
         lambda: transformers.T5Config(
-            vocab_size=TOKENS, d_model=HIDDEN, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+            vocab_size=TOKENS, d_model=HIDDEN, d_kv=16, d_ff=64, num_layers=2, num_heads=4,
             dropout_rate=0.0, feed_forward_proj="gated-gelu",
             decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         ),
         auto="AutoModelForSeq2SeqLM",
         task="SEQ_2_SEQ_LM",
-        attention=("q", "k", "v", "o"),
+        attention=("q", "v"),
         linear=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
         embedding="shared",
         rewrite=_with_own_head,

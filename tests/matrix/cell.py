@@ -19,6 +19,7 @@ from packager.progress import Silent
 from packager.release import merge_to_folder
 from tests.matrix.architecture import ARCHITECTURES, Architecture, Inputs, write_base
 from tests.matrix.feature import FEATURES, Feature
+from tests.matrix.stored import STORES
 
 _SHARD_BYTES = 5 << 30
 _STEPS = 3
@@ -56,6 +57,7 @@ class Figures:
             to the base's type.
         effect: ‖base − truth‖ / ‖truth‖ of the logits, without the adapter and with it.
         lost: ‖ours − truth‖ / ‖base − truth‖ of the logits; the truth is PEFT's unmerged model.
+        lost_by_peft: The same of PEFT's own float32 merge.
     """
 
     tensors: int
@@ -64,6 +66,7 @@ class Figures:
     excess: float
     effect: float
     lost: float
+    lost_by_peft: float
 
 
 class Workshop:
@@ -81,9 +84,12 @@ class Workshop:
         """Returns a base, made on first use."""
         key = (architecture, kind)
         if key not in self._bases:
-            row = ARCHITECTURES[architecture]
-            folder = write_base(row, self._folder / f"base-{architecture}-{kind}", dtype=kind)
-            self._bases[key] = Base(folder, row.load(folder).eval(), row.inputs())
+            row, folder = ARCHITECTURES[architecture], self._folder / f"base-{architecture}-{kind}"
+            if kind in STORES:
+                model = STORES[kind](row, self.base(architecture, "bfloat16").folder, folder)
+            else:
+                model = row.load(write_base(row, folder, dtype=kind))
+            self._bases[key] = Base(folder, model.eval(), row.inputs())
         return self._bases[key]
 
     def run(self, feature: str, architecture: str) -> Figures:
@@ -142,7 +148,8 @@ def _load_peft(column: Feature, base: Base, adapter: Path) -> Any:
     model = copy.deepcopy(base.model)
     if column.prepare is not None:
         column.prepare(model)
-    return peft.PeftModel.from_pretrained(model, adapter).eval()
+    # AdaLoRA asks in its forward pass which adapter is trained.
+    return peft.PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
 
 
 def _compare(row: Architecture, column: Feature, base: Base, place: Path) -> Figures:
@@ -155,10 +162,12 @@ def _compare(row: Architecture, column: Feature, base: Base, place: Path) -> Fig
     error = (_logits(merged, base.inputs) - expected).norm()
     _untie(tuned)
     truth = copy.deepcopy(tuned).double().merge_and_unload().state_dict()
-    theirs = tuned.merge_and_unload().state_dict()
+    peft_merged = tuned.merge_and_unload()
+    peft_error = (_logits(peft_merged, base.inputs) - expected).norm()
+    theirs = peft_merged.state_dict()
     ours, before = merged.state_dict(), base.model.state_dict()
     assert set(ours) == set(theirs)
-    dtype = getattr(torch, column.base)
+    dtype = torch.float32 if column.base == "float32" else torch.bfloat16
     errors = {name: _distance(ours[name], truth[name]) for name in ours}
     rounded = {name: _distance(theirs[name].to(dtype), truth[name]) for name in ours}
     return Figures(
@@ -168,21 +177,23 @@ def _compare(row: Architecture, column: Feature, base: Base, place: Path) -> Fig
         excess=max(errors[name] - rounded[name] for name in ours),
         effect=float(effect / expected.norm()),
         lost=float(error / effect),
+        lost_by_peft=float(peft_error / effect),
     )
 
 
 def _untie(tuned: Any) -> None:
-    """Gives a tied head weights of its own.
+    """Gives every layer weights of its own.
 
-    PEFT merges in place, and what it merges into a tied head is then in the embedding as well: its
-    merged model is another than its unmerged one, which is the truth.
+    PEFT merges in place, and what it merges into a tied head is then in the embedding as well, and
+    into a replicated layer in its original: its merged model is another than its unmerged one,
+    which is the truth.
     """
-    head, embedding = tuned.get_output_embeddings(), tuned.get_input_embeddings()
-    if head is None or embedding is None:
-        return
-    head, embedding = (getattr(item, "base_layer", item) for item in (head, embedding))
-    if head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    seen: set[int] = set()
+    for module in tuned.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in seen and not weight.requires_grad:
+                setattr(module, name, torch.nn.Parameter(weight.detach().clone(), False))
+            seen.add(id(weight))
 
 
 def _load_merged(row: Architecture, base: Base, folder: Path) -> Any:

@@ -12,8 +12,6 @@ from transformers.utils import logging
 from tests.matrix.cell import Workshop
 from tests.matrix.page import PAGE, Result, render_page
 
-RESULTS = pytest.StashKey[dict[tuple[str, str], Result]]()
-
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_quiet_thread() -> Iterator[None]:
@@ -33,7 +31,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("matrix"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Result]]:
     """Collects what each cell did; with --update-support, the page is written from it."""
     found: dict[tuple[str, str], Result] = {}

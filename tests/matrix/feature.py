@@ -17,6 +17,8 @@ Family = Literal["LoRA", "Whole tensors", "Experts", "Other tuners", "Bases", "T
 Configure = Callable[[Architecture], Any]
 
 NEW_TOKENS = 5
+_DECOMPOSED = 2.0**-15
+"""What a decomposition in float32, which PEFT repeats at load, takes out of the base too much."""
 _KINDS_OF_TOKENS = [3, 7, 20]
 
 
@@ -29,7 +31,8 @@ class Feature:
         family: Its section there.
         config: Makes PEFT's configuration for an architecture.
         prepare: Changes the base in memory before PEFT wraps it, or None.
-        base: How the base is stored.
+        base: How the base is stored: a type, or a kind of quantisation.
+        slack: How far PEFT's own float32 leads from the truth before anything is merged.
     """
 
     title: str
@@ -37,6 +40,7 @@ class Feature:
     config: Configure
     prepare: Callable[[Any], None] | None = None
     base: str = "float32"
+    slack: float = 0.0
 
 
 def _lora(**arguments: Any) -> Configure:
@@ -102,7 +106,6 @@ FEATURES: dict[str, Feature] = {
             alpha_pattern=lambda architecture: {rf".*\.1\..*{architecture.linear[0]}": 11},
         ),
     ),
-    "bfloat16": Feature("LoRA, bfloat16 base", "LoRA", _lora(target_modules=_all), base="bfloat16"),
     "dora": Feature("DoRA", "LoRA", _lora(use_dora=True, target_modules=_all)),
     "bias-all": Feature('bias="all"', "LoRA", _lora(bias="all")),
     "bias-lora": Feature('bias="lora_only"', "LoRA", _lora(bias="lora_only")),
@@ -125,8 +128,8 @@ FEATURES: dict[str, Feature] = {
     "layer-replication": Feature(
         "layer_replication", "LoRA", _lora(layer_replication=[[0, 2], [1, 2]])
     ),
-    "pissa": Feature("PiSSA", "LoRA", _lora(init_lora_weights="pissa")),
-    "olora": Feature("OLoRA", "LoRA", _lora(init_lora_weights="olora")),
+    "pissa": Feature("PiSSA", "LoRA", _lora(init_lora_weights="pissa"), slack=_DECOMPOSED),
+    "olora": Feature("OLoRA", "LoRA", _lora(init_lora_weights="olora"), slack=_DECOMPOSED),
     "saved-head": Feature(
         "modules_to_save: head",
         "Whole tensors",
@@ -195,7 +198,7 @@ FEATURES: dict[str, Feature] = {
     "adalora": Feature(
         "AdaLoRA",
         "Other tuners",
-        _tuner("AdaLoraConfig", init_r=4, target_r=2, lora_alpha=7, total_step=10),
+        _tuner("AdaLoraConfig", init_r=4, target_r=2, lora_alpha=70, total_step=10),
     ),
     "randlora": Feature("RandLoRA", "Other tuners", _tuner("RandLoraConfig", r=4)),
     "shira": Feature("SHiRA", "Other tuners", _tuner("ShiraConfig", r=2)),
@@ -217,6 +220,16 @@ FEATURES: dict[str, Feature] = {
     "hira": Feature("HiRA", "Other tuners", _tuner("HiraConfig", r=4)),
     "tinylora": Feature("TinyLoRA", "Other tuners", _tuner("TinyLoraConfig", r=2, u=8)),
     "glora": Feature("GLoRA", "Other tuners", _tuner("GloraConfig", r=4)),
+    "bfloat16": Feature("bfloat16", "Bases", _lora(target_modules=_all), base="bfloat16"),
+    "nf4": Feature("4-bit checkpoint (NF4)", "Bases", _lora(target_modules=_all), base="nf4"),
+    "int8": Feature("8-bit checkpoint", "Bases", _lora(target_modules=_all), base="int8"),
+    "fp8": Feature("fp8 checkpoint", "Bases", _lora(target_modules=_all), base="fp8"),
+    "mxfp4": Feature(
+        "MXFP4 checkpoint",
+        "Bases",
+        _lora(target_parameters=lambda architecture: list(architecture.experts)),
+        base="mxfp4",
+    ),
     "everything": Feature(
         "rsLoRA, DoRA, patterns, saved head, token rows",
         "Together",

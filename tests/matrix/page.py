@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from pathlib import Path
 from tests.matrix.architecture import ARCHITECTURES
 from tests.matrix.cell import Figures
 from tests.matrix.feature import FEATURES
-from tests.matrix.table import Absent, Merged, Outcome, Refused, shown
+from tests.matrix.table import Absent, Merged, Outcome, Refused
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 _MARKS = {Merged: "✓", Refused: "✗", Absent: "–"}
@@ -38,9 +37,7 @@ def render_page(results: Cells) -> str:
     notes = _Notes()
     sections = [
         f"## {family}\n\n" + _table([name for name, _ in columns], results, notes)
-        for family, columns in groupby(
-            ((name, FEATURES[name]) for name in shown()), lambda item: item[1].family
-        )
+        for family, columns in groupby(FEATURES.items(), lambda item: item[1].family)
     ]
     body = "\n".join(sections)
     return f"{_introduction(results)}\n{body}\n{notes.render()}"
@@ -56,7 +53,7 @@ def read_marks(page: str) -> dict[tuple[str, str], str]:
             heads = parts[1:]
         elif parts and not parts[0].startswith("---"):
             marks |= {
-                (parts[0], head): re.sub(r"\W*\[.*", "", part) or part
+                (parts[0], head): part.partition("[")[0]
                 for head, part in zip(heads, parts[1:], strict=True)
             }
         elif not parts:
@@ -110,9 +107,9 @@ from disk through its Auto class, and compared with PEFT: its logits with those 
 model that is not merged, every tensor with `merge_and_unload` in float64, to which it has to be as
 close as PEFT's own float32 merge. Made by `just support` with {releases}.
 
-✓ merged: {len(figures)} cells. Where the base is float32, at most {max(f.lost for f in exact):.0e}
+✓ merged: {len(figures)} cells. Where the base is float32, at most {max(f.lost for f in exact):.1e}
 of the adapter's effect on the logits is lost, and no tensor is further from the truth than
-{max(f.worst for f in exact):.0e} of its norm.
+{max(f.worst for f in exact):.1e} of its norm.
 ✗ refused before a byte is written, by a named error that says the way out.
 – there is no such adapter.
 """

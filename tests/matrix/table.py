@@ -44,24 +44,86 @@ class Absent:
 Outcome = Merged | Refused | Absent
 
 _EVERY = "every architecture"
-_NOT_YET = Refused("RejectedPlanError", "cannot be carried", "not merged by this version")
-_NO_EXPERTS = Absent("the architecture has no experts")
 _MIXTURES = ("mixtral", "qwen3-moe", "gpt-oss")
+_TIED = ("qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "t5")
 
-_PENDING = frozenset(FEATURES) - {"lora", "rslora", "patterns", "bfloat16", "dora", "head"}
-"""Features that this version does not merge yet."""
+_OF_EXPERTS = ("experts", "experts-only")
 
-_HEAD_IS_SAVED = Absent("a classifier's head is trained whole, not by LoRA")
+_NO_EXPERTS = Absent("The architecture has no experts")
+_NO_BIAS = Refused(
+    "RejectedPlanError",
+    "the base has no bias there",
+    "The layers have no bias that the adapter's could be added to; PEFT does not merge it either",
+)
+_NOT_REPLICATED = Absent(
+    "PEFT replicates layers of models that are built as Llama, BERT or Falcon",
+    "Could not locate the layers",
+)
+_LISTED_LAYERS = Absent(
+    "transformers lists the type of each layer in the configuration, and PEFT replicates layers "
+    "without it: such a model does not run",
+    "list index out of range",
+)
+_NOT_REACHED = Absent(
+    "PEFT adapts `shared`, which encoder and decoder hold under other names: it has no effect",
+    "without effect",
+)
+_TIED_ROWS = Absent(
+    "PEFT does not train token rows beside a whole head that is tied to them",
+    "TrainableTokensLayer wraps an unknown layer",
+)
+_OF_ALL_MODULES = Refused(
+    "RejectedPlanError",
+    "PEFT decomposes the weights of all modules to load it",
+    "PEFT decomposes the weights of all modules to load it, which is no merge of one in memory",
+)
+_SHARED_BASES = Refused(
+    "RejectedPlanError",
+    "PEFT does not merge 'randlora'",
+    "RandLoRA shares its random bases between all modules, and PEFT does not load them for one of "
+    "these modules alone",
+)
+_TURNED = Refused(
+    "RejectedPlanError",
+    "whose weights lie the other way round",
+    "bitsandbytes stores GPT-2's weights the other way round, which is not read",
+)
+_ONLY_GPT_OSS = Absent("transformers loads MXFP4 for gpt-oss only")
+_LINEAR_ONLY = Absent("PEFT has this tuner for Linear layers only, and GPT-2 has none", "Conv1D")
 
 EXCEPTIONS: dict[str, dict[str, Outcome]] = {
-    "head": {"bert": _HEAD_IS_SAVED},
-}
+    "lora-bias": dict.fromkeys(
+        ("llama", "mistral", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3-moe", "t5"),
+        _NO_BIAS,
+    ),
+    "embedding": {"t5": _NOT_REACHED},
+    "embedding-and-head": {"t5": _NOT_REACHED},
+    "layer-replication": {
+        **dict.fromkeys(("qwen2", "qwen3", "gemma2", "gemma3", "gpt-oss"), _LISTED_LAYERS),
+        **dict.fromkeys(("gpt2", "t5", "qwen2.5-vl"), _NOT_REPLICATED),
+    },
+    "olora": {
+        "gpt2": Absent("PEFT's OLoRA is for Linear layers only, and GPT-2 has none", "shapes"),
+    },
+    "randlora": {"phi3": _SHARED_BASES, "gpt2": _SHARED_BASES},
+    "nf4": {"gpt2": _TURNED},
+    "int8": {"gpt2": _TURNED},
+    "tinylora": {_EVERY: _OF_ALL_MODULES},
+    "mxfp4": {_EVERY: _ONLY_GPT_OSS, "gpt-oss": Merged()},
+    "everything": dict.fromkeys(_TIED, _TIED_ROWS),
+    **{
+        tuner: {"gpt2": _LINEAR_ONLY}
+        for tuner in (
+            "loha", "lokr", "oft", "boft", "hra", "shira", "c3a", "road", "delora", "miss", "glora",
+        )
+    },
+}  # fmt: skip
 """Feature → architecture, or every one → what it is instead of merged."""
 
 
 def expect(feature: str, architecture: str) -> Outcome:
     """Returns what a cell is expected to be."""
-    if feature.startswith("experts") and architecture not in _MIXTURES:
+    if feature in _OF_EXPERTS and architecture not in _MIXTURES:
         return _NO_EXPERTS
     found = EXCEPTIONS.get(feature, {})
     return found.get(architecture, found.get(_EVERY, Merged()))
@@ -69,9 +131,4 @@ def expect(feature: str, architecture: str) -> Outcome:
 
 def cells() -> list[tuple[str, str]]:
     """Returns every cell, an architecture's together, so that its base is made once."""
-    return [(feature, architecture) for architecture in ARCHITECTURES for feature in shown()]
-
-
-def shown() -> list[str]:
-    """Returns the features of the page, in its order."""
-    return [feature for feature in FEATURES if feature not in _PENDING]
+    return [(feature, architecture) for architecture in ARCHITECTURES for feature in FEATURES]

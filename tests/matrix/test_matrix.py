@@ -6,14 +6,14 @@ import pytest
 
 from packager.errors import LorapackError, RejectedPlanError
 from tests.matrix.cell import Figures, UntrainableError, Workshop
-from tests.matrix.feature import FEATURES
+from tests.matrix.feature import FEATURES, Feature
 from tests.matrix.page import Result
 from tests.matrix.table import Absent, Refused, cells, expect
 
 # What rounding to the base's type does: to a tensor, beside PEFT's own merge rounded to it, and to
 # the adapter's effect on the logits. Two sums in float32 may round a value to either side.
-_EXCESS = {"float32": 2.0**-24, "bfloat16": 2.0**-18}
-_LOST = {"float32": 1e-5, "bfloat16": 5e-2}
+_EXCESS = {True: 2.0**-24, False: 2.0**-18}
+_LOST = {True: 1e-5, False: 5e-2}
 _LEAST_EFFECT = 0.02
 
 
@@ -41,7 +41,7 @@ def test_a_cell_is_what_the_table_says(
                 workshop.run(feature, architecture)
     else:
         figures = workshop.run(feature, architecture)
-        _check(figures, FEATURES[feature].base)
+        _check(figures, FEATURES[feature])
     results[feature, architecture] = Result(expected, figures)
 
 
@@ -51,8 +51,11 @@ def _message(problem: LorapackError) -> str:
     return "\n".join(str(item) for item in problems)
 
 
-def _check(figures: Figures, kind: str) -> None:
+def _check(figures: Figures, feature: Feature) -> None:
+    in_float32 = feature.base == "float32"
     assert figures.changed, "nothing was merged"
     assert figures.effect > _LEAST_EFFECT, "the adapter has next to no effect"
-    assert figures.excess <= _EXCESS[kind], "PEFT's own merge is closer to the truth"
-    assert figures.lost <= _LOST[kind]
+    excess = _EXCESS[in_float32] + feature.slack
+    assert figures.excess <= excess, "PEFT's own merge is closer to the truth"
+    # Some tuners compute otherwise than they merge: nobody is closer then than PEFT's own merge.
+    assert figures.lost <= max(_LOST[in_float32], 1.5 * figures.lost_by_peft)

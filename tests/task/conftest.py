@@ -61,7 +61,9 @@ def _bert(base: str, task: str, auto: str, architecture: str, **more: Any) -> Tr
 
 
 def _llama(task: str, auto: str, architecture: str, **more: Any) -> Trained:
-    settings = {**_WIDTH, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    settings = {
+        **_WIDTH, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+    }  # fmt: skip
     targets = ("q_proj", "down_proj")
     return Trained(
         "LlamaForCausalLM", "LlamaConfig", settings, task, auto, architecture, targets, **more
@@ -86,11 +88,11 @@ TRAINED: dict[str, Trained] = {
     ),
     "bert-labels": _bert(
         "BertForPreTraining", "TOKEN_CLS", _TOKENS, "BertForTokenClassification",
-        dropped=("cls.",),
+        dropped=("cls.", "bert.pooler."),
     ),
     "bert-spans": _bert(
         "BertForPreTraining", "QUESTION_ANS", _ANSWERS, "BertForQuestionAnswering",
-        dropped=("cls.",), lora={"modules_to_save": ["qa_outputs"]},
+        dropped=("cls.", "bert.pooler."), lora={"modules_to_save": ["qa_outputs"]},
     ),
     "bert-vectors": _bert(
         "BertForPreTraining", "FEATURE_EXTRACTION", "AutoModel", "BertModel", dropped=("cls.",)
@@ -99,6 +101,18 @@ TRAINED: dict[str, Trained] = {
     "roberta-classes": Trained(
         "RobertaForMaskedLM", "RobertaConfig", {**_ENCODER, "pad_token_id": 1}, "SEQ_CLS",
         _CLASSES, "RobertaForSequenceClassification", dropped=("lm_head.",),
+    ),
+    "bare-roberta-classes": Trained(
+        "RobertaModel", "RobertaConfig", {**_ENCODER, "pad_token_id": 1}, "SEQ_CLS",
+        _CLASSES, "RobertaForSequenceClassification", dropped=("pooler.",),
+    ),
+    "distilbert-classes": Trained(
+        "DistilBertForMaskedLM", "DistilBertConfig",
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "initializer_range": 0.15,
+         "max_position_embeddings": 256, "dropout": 0.0, "attention_dropout": 0.0,
+         "seq_classif_dropout": 0.0},
+        "SEQ_CLS", _CLASSES, "DistilBertForSequenceClassification", ("q_lin", "v_lin"),
+        dropped=("vocab_",),
     ),
     "modernbert-labels": Trained(
         "ModernBertForMaskedLM", "ModernBertConfig",
@@ -196,7 +210,9 @@ def train(trained: Trained, base: Path, out: Path, **more: Any) -> Path:
 def _loss(tuned: Any, trained: Trained) -> Any:
     ids = torch.randint(3, 250, (2, 12), generator=torch.Generator().manual_seed(1))
     if trained.task == "FEATURE_EXTRACTION":
-        return tuned(input_ids=ids).last_hidden_state.square().mean()
+        states = tuned(input_ids=ids).last_hidden_state
+        wanted = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
+        return (states - wanted).square().mean()
     if trained.task == "QUESTION_ANS":
         ends = {"start_positions": torch.tensor([1, 4]), "end_positions": torch.tensor([3, 7])}
         return tuned(input_ids=ids, **ends).loss

@@ -98,23 +98,37 @@ def test_a_head_that_was_not_saved_is_refused(
 
 
 def test_a_layer_before_the_head_that_peft_does_not_save_is_refused(tmp_path: Path) -> None:
-    """DistilBERT's `pre_classifier` is new in training, and PEFT saves `classifier` only."""
+    """DeBERTa's pooler is new in training, and PEFT saves `classifier` only."""
     trained = Trained(
-        "DistilBertForMaskedLM", "DistilBertConfig",
-        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
-        "SEQ_CLS", "AutoModelForSequenceClassification", "DistilBertForSequenceClassification",
-        ("q_lin", "v_lin"), ("vocab_",),
+        "DebertaV2ForMaskedLM", "DebertaV2Config",
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "pooler_hidden_size": 32, "initializer_range": 0.15,
+         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pooler_dropout": 0.0},
+        "SEQ_CLS", "AutoModelForSequenceClassification", "DebertaV2ForSequenceClassification",
+        ("query_proj", "value_proj"),
     )  # fmt: skip
     base = write_base(trained, tmp_path / "base")
     lost = train(trained, base, tmp_path / "lost")
-    with pytest.raises(RejectedPlanError, match="adapter: pre_classifier"):
+    with pytest.raises(RejectedPlanError, match="adapter: pooler"):
         merge_to_folder(str(base), lost, tmp_path / "out", _SHARD, Silent())
-    saved = train(
-        trained, base, tmp_path / "saved", modules_to_save=["pre_classifier", "classifier"]
-    )
+    saved = train(trained, base, tmp_path / "saved", modules_to_save=["pooler", "classifier"])
     proof = release_it(base, saved, tmp_path / "out").proof.targets[0]
     assert proof.problems == ()
     assert proof.behaviour is not None
+
+
+def test_vectors_of_a_base_without_a_pooler(tmp_path: Path) -> None:
+    """A masked language model has none; the vectors do not depend on it."""
+    settings = TRAINED["roberta-classes"].settings
+    trained = Trained(
+        "RobertaForMaskedLM", "RobertaConfig", settings, "FEATURE_EXTRACTION", "AutoModel",
+        "RobertaModel", dropped=("lm_head.",),
+    )  # fmt: skip
+    base = write_base(trained, tmp_path / "base")
+    adapter = train(trained, base, tmp_path / "adapter")
+    proof = release_it(base, adapter, tmp_path / "out").proof.targets[0]
+    assert proof.problems == ()
+    assert proof.embedding is not None
 
 
 @pytest.mark.parametrize("name", ["llama-classes", "llama-vectors"])

@@ -103,6 +103,8 @@ def test_heads_of_other_tasks_stay_behind_and_nothing_else_does(case: Case) -> N
     target = case.made.plan.targets[0]
     assert target.task is not None
     assert set(target.task.dropped) == left
+    notes = [note for note in case.made.plan.notes if "stay behind" in note]
+    assert bool(notes) is bool(left)
 
 
 def test_the_behaviour_is_proven_with_the_figures_of_the_task(case: Case) -> None:
