@@ -168,6 +168,29 @@ def parse_record(text: str, *, where: str) -> CombinationRecord:
     return record
 
 
+def combination_notes(text: str) -> tuple[str, ...]:
+    """Returns one line of what was combined, or nothing.
+
+    Args:
+        text: As a manifest keeps it, or empty.
+    """
+    if not text:
+        return ()
+    record = parse_record(text, where="--combine")
+    how = record.combination
+    parts = ", ".join(
+        f"{weight:g} of {source.name}"
+        for weight, source in zip(how.weights, record.sources, strict=True)
+    )
+    details = [
+        f"density {how.density:g}" if how.density is not None else "",
+        f"majority sign by {how.majority_sign_method}" if "ties" in how.method else "",
+        f"seed {how.seed}" if "dare" in how.method else "",
+        f"rank {how.svd_rank}" if how.svd_rank is not None else "",
+    ]
+    return (f"combined by {', '.join([how.method, *filter(None, details)])}: {parts}",)
+
+
 def combined_name(adapters: tuple[tuple[str | None, Path], ...], name: str | None) -> str:
     """Returns what a combination is called: as told, else by all its names."""
     names = [given or folder.resolve().name for given, folder in adapters]

@@ -137,6 +137,8 @@ class BaseIndex:
 def read_base(directory: Path) -> BaseIndex:
     """Reads the configuration and the headers of a base; no weights are read.
 
+    Of a base in bitsandbytes' four bits, the small descriptions of its weights are read too.
+
     Raises:
         BaseError: The folder is no checkpoint, a shard is missing or contradicts the index, or
             what is stored quantised contradicts its description.

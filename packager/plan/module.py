@@ -12,8 +12,9 @@ from packager.plan.change import HEAD_NAME
 from packager.plan.misfit import unselected_modules
 from packager.plan.source import AdapterSource
 from packager.plan.update import Companion, ModuleUpdate, Update
+from packager.plan.value import TargetPlan
 from packager.quantisation.layer import find_linear, is_head
-from packager.tensorfile import TensorRef
+from packager.tensorfile import TensorRef, tensor_bytes
 
 # Source: PEFT 0.21, src/peft/utils/save_and_load.py: names begin with the wrapper's prefix; what
 # all modules share lies beside the wrapped model, not in it.
@@ -62,6 +63,20 @@ def plan_modules(
             update = _plan_update(source, module, parameter, counted if place == 0 else ())
             targets[module.outputs[parameter]] = (update,)
     return targets, problems
+
+
+def module_bytes(target: TargetPlan) -> int:
+    """Returns what merging the largest module takes that PEFT merges as a whole.
+
+    Its values before and after, what is added, and a copy of one of them, in float64.
+    """
+    merged = target.tensors if target.gguf is None else target.gguf.merged
+    whole = (
+        tensor_bytes("F64", tensor.shape)
+        for tensor in merged
+        if any(isinstance(update, ModuleUpdate) for update in tensor.deltas)
+    )
+    return 4 * max(whole, default=0)
 
 
 def find_modules(

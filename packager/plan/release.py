@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from packager.adapter import Feature
 from packager.base import BaseIndex
+from packager.combination import combination_notes
 from packager.errors import (
     AdapterError,
     BaseError,
@@ -24,6 +25,7 @@ from packager.plan.fourbit import check_four_bit, quantise_planned
 from packager.plan.gguf import gguf_notes, plan_ollama
 from packager.plan.ggufadapter import plan_gguf_adapter
 from packager.plan.layout import plan_adapter_files, plan_merged_files, plan_shards
+from packager.plan.module import module_bytes
 from packager.plan.option import ReleaseOptions
 from packager.plan.replication import layer_map
 from packager.plan.rule import count_embedding_rows, plan_tensors, unties_head
@@ -95,7 +97,7 @@ def plan_release(
         problems += reasons
     if problems:
         raise RejectedPlanError(tuple(problems))
-    plan = _summarise(tuple(targets), adapters, base, tuple(notes))
+    plan = _summarise(tuple(targets), adapters, base, tuple(notes), options)
     baked = base.index.weights_bytes if serving is not None and serving.base.baked else 0
     return replace(plan, serving=serving, output_bytes=plan.output_bytes + baked)
 
@@ -287,6 +289,7 @@ def _summarise(
     adapters: tuple[AdapterSource, ...],
     base: BaseSource,
     notes: tuple[str, ...],
+    options: ReleaseOptions,
 ) -> ReleasePlan:
     merged = sum(1 for target in targets if target.target in ("merged", "ollama"))
     read = base.index.weights_bytes * merged + sum(item.spec.weights_bytes for item in adapters)
@@ -303,12 +306,13 @@ def _summarise(
         evidence=base.evidence,
         license=base.license,
         targets=targets,
-        notes=(*notes, *_notes(targets, base)),
+        notes=(*notes, *_notes(targets, base), *combination_notes(options.combination)),
         output_bytes=written,
         read_bytes=read,
         peak_memory_bytes=_LIBRARIES_BYTES
         + _BUFFERS_BYTES
         + max(factors, default=0)
+        + max(map(module_bytes, targets), default=0)
         + _scales_bytes(base.index),
         behaviour_memory_bytes=truth,
         seconds=round(

@@ -297,6 +297,7 @@ def test_a_dry_run_plans_the_combination_without_reading_a_weight(
     changed = rules["model.layers.0.self_attn.q_proj.weight"]
     assert changed.rule == "lora"
     assert [getattr(update, "rank", None) for update in changed.deltas] == [8]
+    assert "combined by cat: 1 of one, 0.5 of two" in plan.notes
 
 
 def test_adapters_of_different_bases_are_refused_with_both_locks(

@@ -148,9 +148,10 @@ def test_image_serves_two_adapters_and_ends_when_told(
         server = server_of(process)
         assert server.uids().real == 10001
         # All that was written lies where the container may write when its root is read-only.
-        written = in_container(
-            container, "find", "/", "-xdev", "-user", "10001", "-newer", "/srv/lorapack/serve.yaml",
-            "-not", "-path", "/proc/*",
+        # As root, who may look everywhere.
+        written = run(
+            "buildah", "run", "--isolation=chroot", "--user=0:0", container, "--",
+            "find", "/", "-xdev", "-user", "10001", "-newer", "/srv/lorapack/serve.yaml",
         )  # fmt: skip
         places = {"/" + path.split("/")[1] for path in written.splitlines()}
         assert places <= {"/tmp", "/cache", "/dev"}, written
