@@ -29,8 +29,9 @@ ROOMS = (
     "obligation", "license", "adapter", "hub", "base", "lock",
     "trainingfact", "train", "demo", "gguf", "serving",
     "container", "plan",
-    "chat", "modelfile", "vocabulary", "chatfile", "gather", "mergebase", "recipe", "conversion", "modelconfig", "merge",
-    "rowreader", "factorreader", "tuner", "rehearsal", "updatereader", "combine", "combined", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
+    "chat", "modelfile", "vocabulary", "chatfile", "gather", "mergebase", "recipe", "conversion",
+    "modelconfig", "merge", "rowreader", "factorreader", "tuner", "rehearsal", "updatereader",
+    "combine", "combined", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
     "bundle", "emit", "verify", "card", "cardfacts", "servercard",
     "serverfolder", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip

@@ -101,15 +101,18 @@ def _arithmetic(tensors: list[Tensor], weights: Tensor, combination: Combination
     density = 1.0 if combination.density is None else combination.density
     sign = combination.majority_sign_method
     pruning = combination.pruning
+    made: Tensor
     if pruning == "ties":
-        return merge_utils.ties(tensors, weights, density, sign)
-    if pruning == "dare_linear":
-        return merge_utils.dare_linear(tensors, weights, density)
-    if pruning == "dare_ties":
-        return merge_utils.dare_ties(tensors, weights, density, sign)
-    if pruning == "magnitude_prune":
-        return merge_utils.magnitude_prune(tensors, weights, density)
-    return merge_utils.task_arithmetic(tensors, weights)
+        made = merge_utils.ties(tensors, weights, density, sign)
+    elif pruning == "dare_linear":
+        made = merge_utils.dare_linear(tensors, weights, density)
+    elif pruning == "dare_ties":
+        made = merge_utils.dare_ties(tensors, weights, density, sign)
+    elif pruning == "magnitude_prune":
+        made = merge_utils.magnitude_prune(tensors, weights, density)
+    else:
+        made = merge_utils.task_arithmetic(tensors, weights)
+    return made
 
 
 def _pad(factor: Tensor, axis: int, rank: int) -> Tensor:

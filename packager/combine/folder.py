@@ -178,7 +178,7 @@ def _write_weights(
         for module in modules:
             parts = _read_parts(module)
             for values in combine_parts(parts, combination, module.module, rank):
-                file.write(memoryview(values.numpy()).cast("B"))
+                file.write(values.numpy().tobytes())
 
 
 def _read_parts(module: CombinedModule) -> list[Any]:

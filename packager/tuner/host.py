@@ -140,7 +140,7 @@ class Workshop:
         }
         try:
             # Without the checks, indices out of a stranger's file reach outside of the matrix.
-            checks = torch.sparse.check_sparse_tensor_invariants()
+            checks = torch.sparse.check_sparse_tensor_invariants()  # type: ignore[no-untyped-call]
             with quiet(), checks, torch.random.fork_rng(), torch.no_grad():
                 made = self._through_peft(model, job.module, tensors)
         except LorapackError:

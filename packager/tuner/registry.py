@@ -28,8 +28,8 @@ def read_config(adapter: Path) -> Any:
     path = adapter / CONFIG_NAME
     raw = read_json_object(path)
     name = str(raw.get("peft_type", "")).upper()
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(name)  # type: ignore[call-overload]
-    if kind is None or PEFT_TYPE_TO_TUNER_MAPPING.get(name) is None:  # type: ignore[call-overload]
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(name)
+    if kind is None or PEFT_TYPE_TO_TUNER_MAPPING.get(name) is None:
         raise _refused(path, f"PEFT {peft.__version__} does not know the tuner {name[:60]!r}")
     known = {field.name for field in dataclasses.fields(kind)}
     strange = [key for key, value in raw.items() if key not in known and value]

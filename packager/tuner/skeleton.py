@@ -58,7 +58,8 @@ def build_skeleton(folder: Path, task_type: str | None) -> nn.Module:
             found=f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300],
             hint="keep the adapter separate: --target adapter",
         ) from problem
-    return model.eval()
+    made: nn.Module = model.eval()
+    return made
 
 
 def _model_class(
