@@ -117,6 +117,14 @@ class Naming:
         names = frozenset(name for names in found for name in names)
         return names or (self._text.below(module) if self._text is not None else names)
 
+    def lacks_prefix(self, module: str) -> bool:
+        """Tells whether the whole model has a module only with the base model's prefix before it.
+
+        The base model loaded by itself has it under this name.
+        """
+        whole = f"{self.prefix}.{module}"
+        return module not in self._leaves and whole in self._leaves
+
     def is_cut_with_others(self, name: str) -> bool:
         """Tells whether a stored tensor becomes some of the rows of an expert of a parameter."""
         _, rule = apply_rules(name, self._rules)

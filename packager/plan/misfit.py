@@ -62,6 +62,24 @@ def rescaled_expert(source: AdapterSource, module: LoraModule) -> LorapackError:
     )
 
 
+def is_dropped(source: AdapterSource, module: str, base: BaseIndex) -> bool:
+    """Tells whether a module's name lacks the prefix that it has in the class of the training.
+
+    PEFT and vLLM pass over tensors of such names without a word. Only an adapter of the base model
+    by itself has none.
+
+    Source: PEFT 0.21, utils/save_and_load.py, set_peft_model_state_dict: not strict; peft_model.py,
+    save_pretrained: without a task type, the class of the training is in `auto_mapping`.
+    """
+    config = source.spec.config
+    mapping = config.raw.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    alone = config.task_type == "FEATURE_EXTRACTION" or (
+        config.task_type is None and isinstance(trained, str) and "For" not in trained
+    )
+    return not alone and base.naming.lacks_prefix(module)
+
+
 def unknown_modules(source: AdapterSource, base: BaseIndex, unknown: list[str]) -> AdapterError:
     """Refuses modules that the base does not have."""
     total = len(source.spec.modules)

@@ -9,7 +9,7 @@ from packager.base import BaseIndex
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError, BaseError, LorapackError
 from packager.plan.change import HEAD_NAME
-from packager.plan.misfit import unselected_modules
+from packager.plan.misfit import is_dropped, unselected_modules
 from packager.plan.source import AdapterSource
 from packager.plan.update import Companion, ModuleUpdate, Update
 from packager.plan.value import TargetPlan
@@ -96,7 +96,9 @@ def find_modules(
             continue
         if not ref.name.startswith(_WRAPPER):
             shared.append(ref)
-        elif (module := _module_of(ref.name.removeprefix(_WRAPPER), base)) is not None:
+            continue
+        module = _module_of(ref.name.removeprefix(_WRAPPER), base)
+        if module is not None and not is_dropped(source, module, base):
             own.setdefault(module, []).append(ref)
         else:
             unknown.append(ref)

@@ -19,6 +19,7 @@ from packager.plan.change import (
 )
 from packager.plan.expert import plan_parameters
 from packager.plan.misfit import (
+    is_dropped,
     rescaled_expert,
     unknown_modules,
     unrepeated_residual,
@@ -164,7 +165,8 @@ def _match_modules(
     for module in source.spec.modules.values():
         part = _find_part(module, base)
         name = HEAD_NAME if is_tied_head(module, base) or part is None else part.ref.name
-        if part is None or (name, part.part) in taken:
+        dropped = is_dropped(source, module.module, base)
+        if part is None or dropped or (name, part.part) in taken:
             unknown.append(module.module)
             continue
         if not (source.spec.config.selects(module.module) or _is_tied_pair(module, changes)):
