@@ -15,6 +15,7 @@ from packager.base import BaseIndex
 from packager.base.naming import StoredPart
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError, BaseError, LorapackError
+from packager.plan.misfit import is_dropped
 from packager.plan.source import AdapterSource
 from packager.plan.update import Delta, PartDelta, Update
 
@@ -89,11 +90,12 @@ def _name_pairs(
 ) -> list[tuple[str, ParameterPair]] | LorapackError:
     """Finds out which parameter each pair of a module is for."""
     config = source.spec.config
-    held = {name for name in base.naming.below(module) if config.selects_parameter(module, name)}
+    known = frozenset() if is_dropped(source, module, base) else base.naming.below(module)
+    held = {name for name in known if config.selects_parameter(module, name)}
     ordered = [name for name in PARAMETER_ORDER if name in held]
     depths = sorted(pair.depth for pair in pairs)
-    known = len(ordered) == len(held) or len(held) == 1
-    if known and depths == list(range(len(held))):
+    clear = len(ordered) == len(held) or len(held) == 1
+    if clear and depths == list(range(len(held))):
         names = ordered or sorted(held)
         # The wrapper of the parameter that is defined last is the outermost.
         return [(f"{module}.{names[-1 - pair.depth]}", pair) for pair in pairs]

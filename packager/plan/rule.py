@@ -59,6 +59,9 @@ def plan_tensors(
         targets, problems = plan_modules(source, layers)
     else:
         targets, problems = _match_modules(changes)
+    lost = [name for name in source.spec.saved if is_dropped(source, name.rpartition(".")[0], base)]
+    if lost:
+        problems.append(unknown_modules(source, base, lost))
     add_updates(changes, targets)
     settle_head(changes)
     names = [*layers.tensors, *(name for name in changes.by_name if name not in layers.tensors)]

@@ -1,0 +1,74 @@
+"""Names without the base model's prefix: PEFT passes over them, so they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, PeftConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from packager.errors import RejectedPlanError
+from packager.gather import gather
+from packager.plan import ReleaseOptions, plan_release
+from packager.progress import Silent
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIGS = {
+    "lora": LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    "loha": LoHaConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    "saved": LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prefix") / "base"
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def train(config: PeftConfig, model: torch.nn.Module, out: Path) -> Path:
+    tuned = get_peft_model(model, config)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2)
+    tuned.save_pretrained(out)
+    return out
+
+
+def plan(base: Path, adapter: Path) -> None:
+    options = ReleaseOptions(targets=("merged",), license="mit")
+    gathered = gather(
+        ((None, adapter),), base=str(base), license_id="mit", targets=("merged",), progress=Silent()
+    )
+    plan_release(gathered.adapters, gathered.base, options)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_names_that_peft_would_pass_over_are_refused(kind: str, base: Path, tmp_path: Path) -> None:
+    adapter = train(CONFIGS[kind], AutoModelForCausalLM.from_pretrained(base), tmp_path / "a")
+    plan(base, adapter)
+    tensors = load_file(adapter / WEIGHTS)
+    start = "base_model.model."
+    wrong = {name.replace(f"{start}model.", start): value for name, value in tensors.items()}
+    assert wrong.keys() != tensors.keys()
+    save_file(wrong, adapter / WEIGHTS)
+    with pytest.raises(RejectedPlanError) as caught:
+        plan(base, adapter)
+    assert "drop them without a word" in str(caught.value)
+
+
+def test_an_adapter_of_the_base_model_itself_has_no_prefix(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="FEATURE_EXTRACTION")
+    adapter = train(config, AutoModel.from_pretrained(base), tmp_path / "a")
+    assert all(name.startswith("base_model.model.layers.") for name in load_file(adapter / WEIGHTS))
+    plan(base, adapter)
