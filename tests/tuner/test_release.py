@@ -81,7 +81,9 @@ def check_as_close_as_peft(case: Tuned, merged: Path, dtype: str) -> None:
     effect = (plain - expected).norm()
     assert effect > 0.004 * expected.norm()
     lost = {"bfloat16": 0.2, "float16": 0.03, "float32": 1e-4}[dtype]
-    assert (ours - expected).norm() <= lost * effect
+    # Two ways through the model in float32 differ by a few roundings of the answer itself.
+    noise = 2.0**-20 * expected.norm()
+    assert (ours - expected).norm() <= lost * effect + noise
 
 
 @pytest.mark.parametrize("tuner", RELEASED)
