@@ -186,7 +186,7 @@ def release_options(function: Command) -> Command:
             click.option(
                 "--accept-license",
                 is_flag=True,
-                help="Say that you may pass on a gated base, for --bake-base.",
+                help="With --bake-base: say that you may pass on a gated base.",
             ),
             click.option(
                 "--max-model-len",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from packager.verify.proof import FilesCheck
 
 REPORT_FOLDER = "report"
 _READERS = 4
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Failures that tell nothing of the file."""
 
 
 def check_files(
@@ -28,6 +31,9 @@ def check_files(
         bundle: The bundle's folder, or a staging folder.
         entries: What should be there.
         on_bytes: Told of bytes hashed.
+
+    Raises:
+        InputError: The machine is at a limit, such as that on open files.
     """
     wanted = {entry.path: entry for entry in entries}
     with ThreadPoolExecutor(_READERS) as pool:
@@ -60,6 +66,9 @@ def _check_file(bundle: Path, entry: FileEntry, on_bytes: OnBytes | None) -> str
     try:
         sha256 = hash_stored_file(path, on_bytes)
     except InputError as problem:
+        cause = problem.__cause__
+        if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
+            raise
         return f"{entry.path} cannot be read: {problem.found}"
     if sha256 == entry.sha256:
         return ""
