@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from packager import __version__
 from packager.cli.main import lorapack
@@ -50,6 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         # GGUF takes only tokenizers that llama.cpp knows.
         shutil.copyfile(real / name, base / name)
+    # A random model is sure of nothing; with larger rows of the head its answers can be told apart.
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 8
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     models.make_adapter(base, folder / ADAPTER_NAME)
     (line,) = blocks("json")
     json.loads(line)
