@@ -34,8 +34,8 @@ from packager.serving.document import (
     launch_flags,
     render_gate,
     render_serve_yaml,
-    template_path,
 )
+from packager.serving.path import template_path
 from packager.serving.value import ServingPlan
 from packager.untrusted import resolve_inside
 from packager.verify.proof import Proof

@@ -34,7 +34,8 @@ from packager.plan import (
     Update,
 )
 from packager.plan.document import plan_document
-from packager.serving.document import adapter_path, launch_flags
+from packager.serving.document import launch_flags
+from packager.serving.path import adapter_path
 from packager.serving.value import ServedLora, ServingPlan
 
 

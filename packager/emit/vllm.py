@@ -10,7 +10,7 @@ from packager.emit.merged import file_entry
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, TargetPlan
-from packager.serving.document import adapter_path, original_path
+from packager.serving.path import adapter_path, original_path
 from packager.sinks.served import render_served_config, write_served_lora
 from packager.untrusted import resolve_inside
 

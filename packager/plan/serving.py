@@ -11,8 +11,8 @@ from packager.plan.preflight import check_adapter, check_base, quantization_of, 
 from packager.plan.servedadapter import own_template, plan_lora, stop_ids
 from packager.plan.source import AdapterSource, BaseSource
 from packager.plan.value import PlannedFile, TargetPlan
-from packager.serving.document import adapter_path, original_path, template_path
 from packager.serving.engine import LORA_RANKS, VLLM_VERSION, find_lora_rank
+from packager.serving.path import adapter_path, original_path, template_path
 from packager.serving.shape import ModelShape, read_shape
 from packager.serving.value import (
     Chat,

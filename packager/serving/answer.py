@@ -45,7 +45,8 @@ class Question:
         prompt: Token ids.
         tokens: The most likely next ones, most likely first.
         logprobs: Their natural logarithms of probability, by base + adapter.
-        base: The same by the base alone, or none where the base itself is asked.
+        base: The same by the base alone, or none where the base itself is asked. A server of a
+            merged model has no base that it could ask.
     """
 
     prompt: tuple[int, ...]
@@ -67,7 +68,7 @@ class ExpectedModel:
     """
 
     name: str
-    kind: Literal["base", "adapter"]
+    kind: Literal["base", "adapter", "merged"]
     effect: float
     kl_bound: float
     questions: tuple[Question, ...]
@@ -82,7 +83,7 @@ class Expected:
         truth: What made the answers.
         prompt_set: What the prompts were taken from.
         served_dtype: Type that the bounds are for.
-        models: The base first.
+        models: The base first; of a server of a merged model, that alone.
     """
 
     schema_version: int
@@ -171,6 +172,8 @@ def _parse_model(raw: dict[str, Any]) -> ExpectedModel:
     check_fields(model)
     if not questions or not model.kl_bound > 0 or not math.isfinite(model.effect):
         raise ValueError(f"model {model.name!r:.80}")
+    if model.kind == "merged" and not all(question.base for question in questions):
+        raise ValueError(f"model {model.name!r:.80} without the base's answers")
     return model
 
 

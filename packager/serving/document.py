@@ -18,6 +18,7 @@ from typing import Any, Literal
 from packager.errors import BundleError, InputError
 from packager.record import build_record
 from packager.serving.engine import GATE
+from packager.serving.path import adapter_path, merged_folder, template_path
 from packager.serving.value import ServedAdapter, ServingPlan
 from packager.untrusted import check_relative_name, parse_json_object
 
@@ -26,13 +27,12 @@ GATE_NAME = "gate.json"
 GATE_SCHEMA_VERSION = 1
 BASE_FOLDER = "base"
 GATE_FOLDER = "gate"
-ADAPTER_FOLDER = "adapters"
-ORIGINAL_FOLDER = "originals"
-TEMPLATE_FOLDER = "templates"
+PORT = 8000
 _LINE = re.compile(r"(?P<key>[a-z][a-z-]{0,60}): (?P<value>.{1,1000000})")
 _MAX_LINES = 100
+_URL = re.compile(r"http://[a-z0-9][a-z0-9.-]{0,252}:[1-9]\d{0,4}")
 
-Flag = bool | int | str | tuple[str, ...]
+Flag = bool | int | float | str | tuple[str, ...]
 
 _TYPES: Mapping[str, type[Any]] = {
     "model": str,
@@ -41,6 +41,7 @@ _TYPES: Mapping[str, type[Any]] = {
     "served-model-name": tuple,
     "dtype": str,
     "max-model-len": object,
+    "gpu-memory-utilization": float,
     "enable-lora": bool,
     "max-lora-rank": int,
     "max-loras": int,
@@ -66,10 +67,25 @@ class GateModel:
     """
 
     name: str
-    kind: Literal["base", "adapter"]
+    kind: Literal["base", "adapter", "merged"]
     chat_template: str | None
     stop_token_ids: tuple[int, ...]
     chat: bool
+
+
+@dataclass(frozen=True)
+class GateNeighbour:
+    """Another server, of one merged model, which the gate passes requests on to.
+
+    Attributes:
+        name: Its folder below `models/`.
+        url: Where it is in containers and clusters, such as `http://base-pirate:8000`.
+        models: As in its own `gate.json`.
+    """
+
+    name: str
+    url: str
+    models: tuple[GateModel, ...]
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,10 @@ class GateConfig:
     Attributes:
         schema_version: Of this document.
         vllm_version: That the release was checked against.
-        base: Name of the base.
+        base: Name of the base; empty where only whole models are served.
         expected: File of the answers that the server has to give, or None without a proof.
-        models: All that may be asked for, the base first.
+        models: All that this server may be asked for, the base first.
+        neighbours: Servers of further models.
     """
 
     schema_version: int
@@ -89,29 +106,43 @@ class GateConfig:
     base: str
     expected: str | None
     models: tuple[GateModel, ...]
+    neighbours: tuple[GateNeighbour, ...] = ()
+
+    @property
+    def all_models(self) -> tuple[GateModel, ...]:
+        """All that may be asked for, the neighbours' last."""
+        return (*self.models, *(model for item in self.neighbours for model in item.models))
 
 
 def launch_flags(plan: ServingPlan) -> dict[str, Flag]:
     """Returns the options that the server is started with, in the order of `serve.yaml`."""
     base, origin = plan.base, plan.base.origin
-    from_hub = origin.repo is not None and origin.commit is not None and not base.baked
     flags: dict[str, Flag | None] = {
-        "model": str(origin.repo) if from_hub else BASE_FOLDER,
-        "revision": origin.commit if from_hub else None,
-        "tokenizer-revision": origin.commit if from_hub else None,
+        "model": str(origin.repo) if base.from_hub else BASE_FOLDER,
+        "revision": origin.commit if base.from_hub else None,
+        "tokenizer-revision": origin.commit if base.from_hub else None,
         "served-model-name": (base.name,),
         "dtype": base.dtype,
         "max-model-len": "auto" if base.context is None else base.context,
-        "enable-lora": True,
-        "max-lora-rank": plan.max_lora_rank,
-        "max-loras": plan.max_loras,
-        "max-cpu-loras": plan.max_cpu_loras,
-        "lora-modules": tuple(_lora_module(item, base.name) for item in plan.adapters),
+        "gpu-memory-utilization": plan.gpu_share,
+        **_lora_flags(plan),
         "trust-request-chat-template": plan.trusts_templates or None,
         "middleware": (GATE,),
         "disable-fastapi-docs": True,
     }
     return {name: value for name, value in flags.items() if value is not None}
+
+
+def _lora_flags(plan: ServingPlan) -> dict[str, Flag | None]:
+    if not plan.adapters:
+        return {}
+    return {
+        "enable-lora": True,
+        "max-lora-rank": plan.max_lora_rank,
+        "max-loras": plan.max_loras,
+        "max-cpu-loras": plan.max_cpu_loras,
+        "lora-modules": tuple(_lora_module(item, plan.base.name) for item in plan.adapters),
+    }
 
 
 def render_serve_yaml(flags: Mapping[str, Flag], vllm_version: str) -> str:
@@ -155,15 +186,29 @@ def gate_config(plan: ServingPlan, expected: str | None) -> GateConfig:
         plan: Of the server.
         expected: File of the answers that the server has to give, or None without a proof.
     """
-    models = [GateModel(plan.base.name, "base", None, (), plan.base.chat)]
+    return GateConfig(
+        schema_version=GATE_SCHEMA_VERSION,
+        vllm_version=plan.vllm_version,
+        base=plan.base.name if plan.base.merged is None else "",
+        expected=expected,
+        models=_gate_models(plan),
+        neighbours=tuple(
+            GateNeighbour(server.base.name, f"http://{server.service}:{PORT}", _gate_models(server))
+            for server in plan.neighbours
+        ),
+    )
+
+
+def _gate_models(plan: ServingPlan) -> tuple[GateModel, ...]:
+    base = plan.base
+    kind: Literal["base", "merged"] = "base" if base.merged is None else "merged"
+    models = [GateModel(base.name, kind, None, (), base.chat)]
     for adapter in plan.adapters:
         own = adapter.template is not None
         template = template_path(adapter.name) if own else None
-        chat = own or plan.base.chat
+        chat = own or base.chat
         models.append(GateModel(adapter.name, "adapter", template, adapter.stop_ids, chat))
-    return GateConfig(
-        GATE_SCHEMA_VERSION, plan.vllm_version, plan.base.name, expected, tuple(models)
-    )
+    return tuple(models)
 
 
 def render_gate(config: GateConfig) -> str:
@@ -193,19 +238,10 @@ def parse_gate(text: str | bytes, *, where: str) -> GateConfig:
     return config
 
 
-def template_path(name: str) -> str:
-    """Returns the file of an adapter's own chat template, below the server's folder."""
-    return f"{TEMPLATE_FOLDER}/{name}.jinja"
-
-
-def original_path(name: str) -> str:
-    """Returns the folder of an adapter as it was trained, below the server's."""
-    return f"{ORIGINAL_FOLDER}/{name}"
-
-
-def adapter_path(name: str) -> str:
-    """Returns the folder that the server loads an adapter from, below its own."""
-    return f"{ADAPTER_FOLDER}/{name}"
+def weights_folder(config: GateConfig) -> str | None:
+    """Returns the bundle's folder of the merged model that a server loads; None for the base."""
+    first = config.models[0]
+    return merged_folder(first.name) if first.kind == "merged" else None
 
 
 def _lora_module(adapter: ServedAdapter, base: str) -> str:
@@ -244,10 +280,18 @@ def _check_flags(flags: Mapping[str, Flag], text: str) -> None:
 
 
 def _check_gate(config: GateConfig, where: str) -> None:
-    names = [model.name for model in config.models]
-    if len(set(names)) != len(names) or names[:1] != [config.base]:
+    names = [model.name for model in config.all_models]
+    bases = [model.name for model in config.all_models if model.kind == "base"]
+    if len(set(names)) != len(names) or not config.models or names[: len(bases)] != bases:
         raise ValueError(f"models {names!r:.100}")
-    paths = [model.chat_template for model in config.models] + [config.expected]
+    if bases != ([config.base] if config.base else []):
+        raise ValueError(f"base {config.base!r:.100}")
+    paths = [model.chat_template for model in config.all_models] + [config.expected]
     for path in paths:
         if path is not None:
             check_relative_name(path, where=where)
+    for neighbour in config.neighbours:
+        if "/" in check_relative_name(neighbour.name, where=where) or not neighbour.models:
+            raise ValueError(f"neighbour {neighbour.name!r:.100}")
+        if not _URL.fullmatch(neighbour.url):
+            raise ValueError(f"url {neighbour.url!r:.100}")

@@ -13,7 +13,7 @@ GPUS_PER_NODE = 8
 _MAX_NODES = 64
 
 # Source: vLLM 0.32.0, vllm/config/cache.py, CacheConfig.gpu_memory_utilization.
-_USABLE = 0.92
+USABLE_SHARE = 0.92
 _WORKING_BYTES = 2 << 30
 """For activations, CUDA graphs and the libraries on each GPU."""
 _KV_SHARE = 0.2
@@ -141,7 +141,7 @@ def _candidates(shape: ModelShape | None) -> list[tuple[int, int]]:
 
 
 def _spread(load: Load, tensor: int, pipeline: int, gpu_bytes: int) -> Parallel:
-    usable = int(gpu_bytes * _USABLE)
+    usable = int(gpu_bytes * USABLE_SHARE)
     weights, per_token = load.nbytes + load.lora_bytes, 0
     shape = load.shape
     if shape is not None:
@@ -166,7 +166,7 @@ def _stage_bytes(load: Load, shape: ModelShape, stage: int, pipeline: int) -> in
 
 
 def _fits(made: Parallel, load: Load) -> bool:
-    usable = made.gpu_bytes * _USABLE
+    usable = made.gpu_bytes * USABLE_SHARE
     context = load.context or (load.shape.context if load.shape is not None else 0)
     return (
         made.kv_bytes >= _KV_SHARE * usable and made.kv_bytes >= context * made.kv_bytes_per_token

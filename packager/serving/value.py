@@ -1,4 +1,8 @@
-"""The values of a server that answers as a base and as each of its adapters."""
+"""The values of a server that answers as a base and as each of its adapters.
+
+What no adapter of a server can be is served as a whole: the merged model is what another server
+loads, a neighbour of the first one, which alone is talked to.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +51,27 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class ServedMerge:
+    """That what a server loads is a merged model.
+
+    Attributes:
+        adapter: Name of the adapter that was merged; the model answers under it.
+        digest: `sha256:<hex>` over the files of the adapter as it was trained.
+        folder: Of the model in the bundle.
+    """
+
+    adapter: str
+    digest: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class ServedBase:
-    """The model that the server loads.
+    """The model that the server loads: the base, or a merged model as a whole.
 
     Attributes:
         name: Under which it answers.
-        origin: Where it can be had.
+        origin: Where it can be had; of a merged model, where its base can.
         license: Licence id.
         architecture: As in its `config.json`.
         nbytes: Of its weights.
@@ -63,6 +82,7 @@ class ServedBase:
         shape: Its sizes, or None where its configuration does not tell.
         baked: Whether its files are part of the bundle.
         chat: Whether it has a chat template.
+        merged: Which merged model it is, or None for the base.
     """
 
     name: str
@@ -76,6 +96,13 @@ class ServedBase:
     shape: ModelShape | None
     baked: bool
     chat: bool
+    merged: ServedMerge | None = None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the server fetches it itself, at its commit."""
+        known = self.origin.repo is not None and self.origin.commit is not None
+        return known and not self.baked and self.merged is None
 
 
 @dataclass(frozen=True)
@@ -137,7 +164,7 @@ class ServedLora:
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """One server.
+    """One server, and those beside it.
 
     Attributes:
         vllm_version: That the plan was checked against.
@@ -147,6 +174,11 @@ class ServingPlan:
         max_loras: Adapters that one step of the engine may mix.
         max_cpu_loras: Adapters kept in memory.
         gpu_memory_bytes: Of one GPU, where it was told.
+        gpu_share: Part of a GPU's memory that it takes where it has neighbours, or is one, so
+            that one GPU holds all; None leaves it to the engine.
+        service: Name that others find it by in containers and clusters; empty says that nobody
+            looks for it.
+        neighbours: Servers of one merged model each, which the first one passes requests on to.
     """
 
     vllm_version: str
@@ -156,8 +188,17 @@ class ServingPlan:
     max_loras: int
     max_cpu_loras: int
     gpu_memory_bytes: int | None
+    gpu_share: float | None = None
+    service: str = ""
+    neighbours: tuple[ServingPlan, ...] = ()
 
     @property
     def trusts_templates(self) -> bool:
         """Whether requests carry chat templates, which the gate alone may put there."""
         return any(adapter.template is not None for adapter in self.adapters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it answers as, its neighbours' models last."""
+        own = (self.base.name, *(adapter.name for adapter in self.adapters))
+        return (*own, *(name for server in self.neighbours for name in server.names))

@@ -20,7 +20,7 @@ from packager.manifest import FileEntry
 from packager.plan.servedadapter import METADATA
 from packager.rowreader import read_rows, torch_dtype
 from packager.sequential import SequentialFile
-from packager.serving.document import adapter_path
+from packager.serving.path import adapter_path
 from packager.serving.value import ServedFactor, ServedLora
 from packager.sinks.peft import FOLDED_FIELDS
 from packager.tensorfile import TensorRef, render_header

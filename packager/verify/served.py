@@ -11,7 +11,7 @@ from torch import Tensor
 from packager.adapter import AdapterSpec, LoraModule, read_adapter
 from packager.digest import hash_file
 from packager.rowreader import read_rows
-from packager.serving.document import adapter_path, original_path
+from packager.serving.path import adapter_path, original_path
 from packager.serving.value import ServedFactor, ServedLora
 from packager.tensorfile import TensorRef
 from packager.verify.proof import WeightsCheck

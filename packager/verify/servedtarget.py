@@ -15,7 +15,7 @@ from packager.gather import Gathered
 from packager.plan import AdapterSource
 from packager.plan.servedadapter import METADATA
 from packager.serving.answer import EXPECTED_NAME, Expected, ExpectedModel, parse_expected
-from packager.serving.document import adapter_path
+from packager.serving.path import adapter_path
 from packager.serving.value import ServedLora, ServingPlan
 from packager.tensorfile import read_header, render_header
 from packager.untrusted import read_bytes

@@ -30,9 +30,16 @@ from packager.serving.document import (
     parse_serve_yaml,
     render_gate,
     render_serve_yaml,
+    weights_folder,
 )
 from packager.serving.engine import find_lora_rank
-from packager.serving.value import Origin, ServedAdapter, ServedBase, ServingPlan
+from packager.serving.value import (
+    Origin,
+    ServedAdapter,
+    ServedBase,
+    ServedMerge,
+    ServingPlan,
+)
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 BASE = ServedBase(
@@ -59,6 +66,23 @@ PLAN = ServingPlan(
     max_loras=2,
     max_cpu_loras=2,
     gpu_memory_bytes=None,
+)
+
+
+def merged_plan(name: str) -> ServingPlan:
+    """A server of one merged model."""
+    merged = ServedMerge(name, "sha256:" + "4" * 64, f"merged/{name}")
+    return dataclasses.replace(
+        PLAN,
+        base=dataclasses.replace(BASE, name=name, merged=merged),
+        adapters=(),
+        gpu_share=0.25,
+        service=f"base-{name}",
+    )
+
+
+MIXED = dataclasses.replace(
+    PLAN, gpu_share=0.4, neighbours=(merged_plan("sailor"), merged_plan("monk"))
 )
 NAMES = st.text("abcxyz0189-_.日é", min_size=1, max_size=12).filter(
     lambda name: name[0] not in "-."
@@ -112,16 +136,31 @@ def test_templates_in_requests_are_trusted_only_where_the_gate_puts_one() -> Non
     assert "trust-request-chat-template" not in launch_flags(plain)
 
 
+def test_a_merged_model_is_loaded_from_its_folder_and_takes_no_adapters() -> None:
+    assert yaml.safe_load(render_serve_yaml(launch_flags(merged_plan("monk")), "0.32.0")) == {
+        "model": "base",
+        "served-model-name": ["monk"],
+        "dtype": "bfloat16",
+        "max-model-len": "auto",
+        "gpu-memory-utilization": 0.25,
+        "middleware": ["lorapack_gate.Gate"],
+        "disable-fastapi-docs": True,
+    }
+
+
 @given(
     names=st.lists(NAMES, min_size=1, max_size=4, unique=True),
+    share=st.none() | st.integers(1, 1000).map(lambda part: part / 1000),
     context=st.none() | st.integers(1, 1 << 20),
     rank=st.sampled_from([1, 8, 512]),
 )
 def test_the_launch_configuration_is_read_as_it_was_written(
-    names: list[str], context: int | None, rank: int
+    names: list[str], share: float | None, context: int | None, rank: int
 ) -> None:
     adapters = tuple(ServedAdapter(name, rank, 1, "sha256:") for name in names)
-    plan = dataclasses.replace(with_base(context=context), adapters=adapters, max_lora_rank=rank)
+    plan = dataclasses.replace(
+        with_base(context=context), adapters=adapters, max_lora_rank=rank, gpu_share=share
+    )
     flags = launch_flags(plan)
     text = render_serve_yaml(flags, "0.32.0")
     assert flags_of(text) == flags
@@ -146,6 +185,7 @@ def test_the_launch_configuration_is_read_as_it_was_written(
         ("adapters/pirate", "adapters/poet"),
         ("max-loras: 2", "max-loras: true"),
         ("max-loras: 2", "max-loras: *anchor"),
+        ("max-loras: 2", "max-loras: 2\ngpu-memory-utilization: 1"),
         ('model: "org/base"\n', ""),
         ("enable-lora", "Enable-Lora"),
     ],
@@ -169,6 +209,53 @@ def test_the_gate_knows_every_model_and_what_is_its_own() -> None:
     assert parse_gate(render_gate(config), where="gate.json") == config
 
 
+def test_the_gate_knows_the_models_of_its_neighbours() -> None:
+    config = gate_config(MIXED, "expected.json")
+    assert [(item.name, item.kind) for item in config.all_models] == [
+        ("org/base", "base"), ("pirate", "adapter"), ("poet", "adapter"),
+        ("sailor", "merged"), ("monk", "merged"),
+    ]  # fmt: skip
+    assert [(item.name, item.url) for item in config.neighbours] == [
+        ("sailor", "http://base-sailor:8000"), ("monk", "http://base-monk:8000"),
+    ]  # fmt: skip
+    assert config.neighbours[0].models == gate_config(MIXED.neighbours[0], None).models
+    assert weights_folder(config) is None
+    assert parse_gate(render_gate(config), where="gate.json") == config
+    assert MIXED.names == tuple(model.name for model in config.all_models)
+
+
+def test_a_server_of_a_merged_model_has_no_base() -> None:
+    config = gate_config(merged_plan("monk"), "expected.json")
+    assert (config.base, [item.kind for item in config.models]) == ("", ["merged"])
+    assert weights_folder(config) == "merged/monk"
+    assert parse_gate(render_gate(config), where="gate.json") == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../monk"},
+        {"name": "a/b"},
+        {"models": []},
+        {"url": "http://base-monk:8000/v1"},
+        {"url": "http://user@base-monk:8000"},
+        {"url": "https://base-monk:8000"},
+        {"url": "file:///etc/passwd"},
+        {"models": [{"name": "pirate", "kind": "merged", "chat_template": None,
+                     "stop_token_ids": [], "chat": True}]},
+        {"models": [{"name": "other", "kind": "base", "chat_template": None,
+                     "stop_token_ids": [], "chat": True}]},
+        {"models": [{"name": "monk", "kind": "merged", "chat_template": "../../x",
+                     "stop_token_ids": [], "chat": True}]},
+    ],
+)  # fmt: skip
+def test_a_damaged_neighbour_is_refused(change: Mapping[str, Any]) -> None:
+    document = json.loads(render_gate(gate_config(MIXED, "expected.json")))
+    document["neighbours"][1].update(change)
+    with pytest.raises(BundleError, match="configuration is damaged"):
+        parse_gate(json.dumps(document), where="gate.json")
+
+
 def test_only_models_with_a_template_take_conversations() -> None:
     config = gate_config(with_base(chat=False), None)
     assert [item.chat for item in config.models] == [False, False, True]
@@ -179,6 +266,7 @@ def test_only_models_with_a_template_take_conversations() -> None:
     [
         {"schema_version": 2},
         {"base": "other"},
+        {"base": ""},
         {"expected": "../expected.json"},
         {"models": []},
         {"extra": 1},
@@ -213,6 +301,13 @@ def test_expected_answers_are_read_as_they_were_written() -> None:
     ]
 
 
+def test_answers_of_a_merged_model_are_read_as_they_were_written() -> None:
+    """They stand alone: there is no base beside it that could be asked."""
+    merged = dataclasses.replace(EXPECTED.models[1], kind="merged")
+    alone = dataclasses.replace(EXPECTED, models=(merged,))
+    assert parse_expected(render_expected(alone), where="expected.json") == alone
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -225,6 +320,8 @@ def test_expected_answers_are_read_as_they_were_written() -> None:
                      "questions": [{"prompt": [], "top": [[1, -1.0]]}]}]},
         {"models": [{"name": "a", "kind": "adapter", "effect": 1.0, "kl_bound": 0.1,
                      "questions": [{"prompt": [1], "top": [[1, "x"]]}]}]},
+        {"models": [{"name": "a", "kind": "merged", "effect": 1.0, "kl_bound": 0.1,
+                     "questions": [{"prompt": [1], "top": [[1, -1.0]]}]}]},
     ],
 )  # fmt: skip
 def test_damaged_answers_are_refused(change: Mapping[str, Any]) -> None:
