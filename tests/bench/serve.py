@@ -217,13 +217,21 @@ async def _measure_singles(contenders: Any, count: int) -> None:
             client, endpoint = contenders[side]
             answered = await _ask(client, endpoint, number, tokens=2)
             first[side].append(answered.first)
-    added = [b - a for a, b in zip(*first, strict=True)]
-    print("| one client | median time to first token, ms |\n| --- | --- |")
+    print("| one client: time to first token, ms | fastest tenth | median |\n| --- | --- | --- |")
     for name, values in zip(("plain vLLM", "bundle"), first, strict=True):
-        print(f"| {name} | {statistics.median(values) * 1000:.1f} |")
-    low, middle, high = statistics.quantiles(added, n=4)
-    print(f"\nadded to the time to first token: {middle * 1000:+.2f} ms (quartiles "
-          f"{low * 1000:+.2f} and {high * 1000:+.2f}; wanted: at most 5)\n")  # fmt: skip
+        print(
+            f"| {name} | {_fastest(values) * 1000:.1f} | {statistics.median(values) * 1000:.1f} |"
+        )
+    added = statistics.median(b - a for a, b in zip(*first, strict=True))
+    # The processes of the server wait for each other by spinning: where cores are few, most of the
+    # time is that of the scheduler, and only the fastest answers show the server's own.
+    fastest = _fastest(first[1]) - _fastest(first[0])
+    print(f"\nadded to the time to first token: median of pairs {added * 1000:+.2f} ms, fastest "
+          f"tenth {fastest * 1000:+.2f} ms (wanted: at most 5)\n")  # fmt: skip
+
+
+def _fastest(values: list[float]) -> float:
+    return statistics.quantiles(values, n=10)[0]
 
 
 async def _measure_load(contenders: Any, rounds: int, requests: int) -> None:
