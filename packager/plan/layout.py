@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from packager.base import BaseIndex
@@ -25,7 +25,8 @@ def plan_shards(
 
     The base's own shard boundaries are kept and only split further, so that reading and writing
     are sequential and a file system that shares blocks can share whole runs of them. A tensor
-    larger than `max_bytes` gets a file of its own.
+    larger than `max_bytes` gets a file of its own. The parts of a weight in four bits, which are
+    made together, stay together.
 
     Source of the names: huggingface_hub 1.x, serialization/_base.py.
     """
@@ -33,20 +34,34 @@ def plan_shards(
     starts: list[int] = []
     filled, current = 0, None
     data_starts = {file.path: file.data_start for file in base.files}
-    for tensor in tensors:
-        file = _file_of(tensor, base) or current
-        if not groups or filled + tensor.nbytes > max_bytes or file != current:
+    for unit in _units(tensors):
+        file = _file_of(unit[0], base) or current
+        nbytes = sum(tensor.nbytes for tensor in unit)
+        if not groups or filled + nbytes > max_bytes or file != current:
             groups.append([])
             starts.append(0 if file is None else data_starts[file])
             filled = 0
         current = file
-        groups[-1].append(tensor)
-        filled += tensor.nbytes
+        groups[-1] += unit
+        filled += nbytes
     count = len(groups)
     return tuple(
         PlannedShard(_shard_name(number, count), tuple(group), start)
         for number, (group, start) in enumerate(zip(groups, starts, strict=True), 1)
     )
+
+
+def _units(tensors: Iterable[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
+    """Yields what is not to be parted: a tensor, or all parts of one that is quantised."""
+    unit: list[PlannedTensor] = []
+    for tensor in tensors:
+        follows = tensor.four_bit is not None and tensor.four_bit.part != "weight"
+        if unit and not follows:
+            yield unit
+            unit = []
+        unit.append(tensor)
+    if unit:
+        yield unit
 
 
 def _file_of(tensor: PlannedTensor, base: BaseIndex) -> Path | None:
