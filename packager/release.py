@@ -35,7 +35,7 @@ from packager.plan.gguf import map_source
 from packager.progress import Progress
 from packager.recipe import plan_gathered
 from packager.rehearsal import rehearse
-from packager.serving.answer import ExpectedModel
+from packager.serving.answer import Answers
 from packager.verify.proof import Level, MergeBaseCheck, Proof, TargetProof, render_proof
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _release(request: ReleaseRequest, progress: Progress) -> Release:
         ]
         plan = settle_plan(plan, staging.root)
         prepared = replace(prepared, plan=plan)
-        answers: dict[str, tuple[ExpectedModel, ExpectedModel]] = {}
+        answers: Answers = {}
         proof = _prove(staging.root, tuple(entries), prepared, request, answers, progress)
         entries += _write_cards(staging.root, plan, gathered, entries, proof)
         entries += _write_server(staging.root, plan, gathered, proof, answers, progress)
@@ -317,7 +317,7 @@ def _prove(
     entries: tuple[FileEntry, ...],
     prepared: Prepared,
     request: ReleaseRequest,
-    answers: dict[str, tuple[ExpectedModel, ExpectedModel]],
+    answers: Answers,
     progress: Progress,
 ) -> Proof:
     from packager.verify.check import ProofRequest, prove
@@ -396,7 +396,7 @@ def _write_cards(
 
     cards = []
     for target, target_proof in zip(plan.targets, proof.targets, strict=True):
-        if target.served is not None:
+        if target.target == "vllm":
             continue
         proofs = (target_proof, proof)
         picture = render_size_picture(target_proof.variants)
@@ -414,7 +414,7 @@ def _write_server(
     plan: ReleasePlan,
     gathered: Gathered,
     proof: Proof,
-    answers: dict[str, tuple[ExpectedModel, ExpectedModel]],
+    answers: Answers,
     progress: Progress,
 ) -> list[FileEntry]:
     from packager.serverfolder import write_server

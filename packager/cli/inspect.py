@@ -78,6 +78,8 @@ def _target_document(
             find_family(config_of_base)
         except UnsupportedFeatureError as problem:
             status, reason = _SEVERITY[-1], f"{problem.what}; {problem.hint}"
+    if target == "vllm" and status == "merge-only":
+        reason = "with --target merged beside it, its merged model is served as a whole"
     return {"status": status, "reason": reason, "written_by_this_version": target in EMITTED}
 
 

@@ -34,8 +34,8 @@ from packager.plan import (
     Update,
 )
 from packager.plan.document import plan_document
-from packager.serving.document import launch_flags
-from packager.serving.path import adapter_path
+from packager.serving.document import SERVE_NAME, launch_flags
+from packager.serving.path import adapter_path, neighbour_path
 from packager.serving.value import ServedLora, ServingPlan
 
 
@@ -78,13 +78,15 @@ def render_plan_text(plan: ReleasePlan) -> str:
     return "\n".join(lines)
 
 
-def _server_lines(server: ServingPlan) -> list[str]:
+def _server_lines(first: ServingPlan) -> list[str]:
     """What all adapters of a server share; its texts are named in the folder's README."""
-    base = server.base
-    lines = [f"vllm/serve.yaml  for vLLM {server.vllm_version}"]
-    lines += [f"    {name}: {value}" for name, value in launch_flags(server).items()]
-    if base.baked:
-        lines.append(f"  base/  {size_text(base.nbytes)}")
+    lines = []
+    for server in (first, *first.neighbours):
+        own = "" if server is first else f"{neighbour_path(server.base.name)}/"
+        lines.append(f"vllm/{own}{SERVE_NAME}  for vLLM {server.vllm_version}")
+        lines += [f"    {name}: {value}" for name, value in launch_flags(server).items()]
+        if server.base.baked:
+            lines.append(f"  vllm/{own}base/  {size_text(server.base.nbytes)}")
     lines.append("  README.md, gate/, containers, Kubernetes, Ray and monitoring  (written)")
     return lines
 
@@ -105,6 +107,8 @@ def _target_lines(target: TargetPlan) -> list[str]:
         lines += _gguf_lines(target.gguf)
     if target.gguf_lora is not None:
         lines += _lora_lines(target.gguf_lora)
+    if target.whole is not None:
+        lines.append(f"  {target.whole.folder}/ is served as a whole")
     if target.served is not None:
         lines += _served_lines(target.name, target.served)
     for file in target.files:

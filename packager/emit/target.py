@@ -46,6 +46,8 @@ def write_target(
     """
     source = next(item for item in gathered.adapters if item.name == target.name)
     check_base_copies(source, gathered.base.index)
+    if target.whole is not None:
+        return  # it is the merged model; what its server is told is written with the others'
     if target.served is not None:
         yield from write_served_adapter(folder, target, source, gathered)
         return

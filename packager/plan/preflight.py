@@ -13,6 +13,7 @@ from packager.errors import (
     UnsupportedFeatureError,
 )
 from packager.plan.option import ReleaseOptions
+from packager.plan.rule import count_embedding_rows
 from packager.plan.source import AdapterSource, BaseSource
 from packager.serving.engine import (
     LORA_RANKS,
@@ -25,14 +26,15 @@ from packager.serving.shape import read_shape
 
 _SHOWN = 3
 _TASKS = (None, "CAUSAL_LM")
-_MERGED = "serve the merged model: --target merged"
+_MERGED = "add --target merged: its merged model is then served as a whole"
 
 
 def check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackError]:
-    """Returns every reason why vLLM cannot serve an adapter."""
+    """Returns every reason why vLLM cannot serve an adapter on its base."""
     problems = [
+        *_check_carries(base.index),
         *_refused_features(source),
-        *_check_task(source),
+        *_check_vocabulary(source, base.index),
         *_check_tokenizer(source, base),
     ]
     rank = max(source.spec.ranks, default=0)
@@ -47,28 +49,15 @@ def check_adapter(source: AdapterSource, base: BaseSource) -> list[LorapackError
 def check_base(
     sources: Sequence[AdapterSource], base: BaseSource, options: ReleaseOptions
 ) -> list[LorapackError]:
-    """Returns every reason why there cannot be a server of a base and its adapters."""
+    """Returns every reason why there cannot be a server of a base and its adapters.
+
+    Args:
+        sources: All that it answers as, on the base or merged.
+        base: Their base.
+        options: Of the release.
+    """
     index, origin = base.index, base.origin
     problems: list[LorapackError] = []
-    if index.architecture in WITHOUT_LORA:
-        problems.append(
-            UnsupportedFeatureError(
-                f"vLLM {VLLM_VERSION} takes no adapters on {index.architecture}",
-                where=str(index.directory),
-                hint=_MERGED,
-            )
-        )
-    quantization = quantization_of(index)
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        problems.append(
-            UnsupportedFeatureError(
-                f"vLLM {VLLM_VERSION} reads no weights quantised by {quantization}",
-                where=str(index.directory),
-                expected=", ".join(sorted(QUANTIZATIONS)),
-                hint="give the 16-bit original of this base with --base, or "
-                "serve the merged model: --target merged",
-            )
-        )
     if base.chat is None or base.chat.tokenizer is None:
         problems.append(
             BaseError(
@@ -114,6 +103,30 @@ def quantization_of(index: BaseIndex) -> str | None:
     return None if method is None else str(method)[:60]
 
 
+def _check_carries(index: BaseIndex) -> list[LorapackError]:
+    """What keeps vLLM from serving any adapter on a base."""
+    problems: list[LorapackError] = []
+    if index.architecture in WITHOUT_LORA:
+        problems.append(
+            UnsupportedFeatureError(
+                f"vLLM {VLLM_VERSION} takes no adapters on {index.architecture}",
+                where=str(index.directory),
+                hint=_MERGED,
+            )
+        )
+    quantization = quantization_of(index)
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        problems.append(
+            UnsupportedFeatureError(
+                f"vLLM {VLLM_VERSION} reads no weights quantised by {quantization}",
+                where=str(index.directory),
+                expected=", ".join(sorted(QUANTIZATIONS)),
+                hint=f"give the 16-bit original of this base with --base, or {_MERGED}",
+            )
+        )
+    return problems
+
+
 def _refused_features(source: AdapterSource) -> list[LorapackError]:
     return [
         UnsupportedFeatureError(
@@ -147,7 +160,8 @@ def _not_carried(source: AdapterSource, left: list[str]) -> LorapackError:
     )
 
 
-def _check_task(source: AdapterSource) -> list[LorapackError]:
+def check_task(source: AdapterSource) -> list[LorapackError]:
+    """Returns why neither an adapter nor its merged model can be served, or nothing."""
     task = source.spec.config.task_type
     if task in _TASKS:
         return []
@@ -170,6 +184,22 @@ def _rank_too_large(source: AdapterSource, rank: int) -> LorapackError:
         found=f"rank {rank}",
         hint=_MERGED,
     )
+
+
+def _check_vocabulary(source: AdapterSource, base: BaseIndex) -> list[LorapackError]:
+    rows = count_embedding_rows(source, base)
+    if base.embedding is None or rows == base.embedding.shape[0]:
+        return []
+    return [
+        UnsupportedFeatureError(
+            f"vLLM {VLLM_VERSION} serves no adapter with a vocabulary of another size than the "
+            "base's",
+            where=str(source.spec.directory),
+            expected=f"{base.embedding.shape[0]} rows of the embedding",
+            found=str(rows),
+            hint=_MERGED,
+        )
+    ]
 
 
 def _check_tokenizer(source: AdapterSource, base: BaseSource) -> list[LorapackError]:

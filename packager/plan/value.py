@@ -32,7 +32,7 @@ from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
 from packager.plan.update import Copy, Update
-from packager.serving.value import ServedLora, ServingPlan
+from packager.serving.value import ServedLora, ServedMerge, ServingPlan
 from packager.task import TaskName
 from packager.tensorfile import tensor_bytes
 
@@ -290,6 +290,7 @@ class TargetPlan:
         gguf_lora: The adapter in GGUF, or None.
         converter: How another program takes part; `gguf` is known once it has.
         served: The adapter as a server loads it, or None.
+        whole: Its merged model as a server loads it in place of the adapter, or None.
         vocab_rows: Rows of the embedding, where they are not the base's.
         layers: The base's layer of each layer, where they are not the base's.
     """
@@ -305,6 +306,7 @@ class TargetPlan:
     gguf_lora: GgufLoraPlan | None = None
     converter: ConverterPlan | None = None
     served: ServedLora | None = None
+    whole: ServedMerge | None = None
     vocab_rows: int | None = None
     layers: tuple[int, ...] = ()
 
@@ -342,7 +344,7 @@ class ReleasePlan:
         peak_memory_bytes: Estimate for writing; the proof of behaviour comes on top.
         behaviour_memory_bytes: Estimate for the proof of behaviour.
         seconds: Estimate for a disk of 300 MB/s.
-        serving: The server that the targets `vllm` are of, or None.
+        serving: The first of the servers that the targets `vllm` are of, or None.
     """
 
     schema_version: int

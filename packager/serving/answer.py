@@ -93,6 +93,10 @@ class Expected:
     models: tuple[ExpectedModel, ...]
 
 
+Answers = dict[str, tuple[ExpectedModel, ...]]
+"""Adapter → what base and adapter have to answer, in this order, or its merged model alone."""
+
+
 def bound_divergence(effect: float, dtype: ServedType) -> float:
     """Returns the largest mean divergence of a served adapter from its truth, in nats.
 

@@ -58,11 +58,13 @@ class ServedMerge:
         adapter: Name of the adapter that was merged; the model answers under it.
         digest: `sha256:<hex>` over the files of the adapter as it was trained.
         folder: Of the model in the bundle.
+        reason: Why the adapter itself is not served.
     """
 
     adapter: str
     digest: str
     folder: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,3 +204,7 @@ class ServingPlan:
         """All that it answers as, its neighbours' models last."""
         own = (self.base.name, *(adapter.name for adapter in self.adapters))
         return (*own, *(name for server in self.neighbours for name in server.names))
+
+    def server_of(self, name: str) -> ServingPlan:
+        """Returns which of the servers answers under a name; the first one under any other."""
+        return next((server for server in self.neighbours if name in server.names), self)

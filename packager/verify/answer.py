@@ -95,16 +95,12 @@ def check_served(
     loaded = attach_adapter(load_base(base_dir), adapter_dir)
     rows = _passages(loaded.model, truth, progress)
     behaviour = compare(truth, rows, bounds=MERGED_BOUNDS["F32"])
-    places = _find_places(truth)
-    questions, own = _ask(loaded.model, truth, places)
-    effect = _effect(questions)
-    problems: tuple[str, ...] = ()
+    questions, own = ask(loaded.model, truth)
+    effect = mean_effect(questions)
     if recorded is not None:
         problems = _check_recorded(loaded.model, recorded, names, dtype)
-    elif not is_noticeable(effect, dtype):
-        problems = (
-            f"an effect of {effect:.2g} nats cannot be told from what {dtype} does to any model",
-        )
+    else:
+        problems = check_effect(effect, dtype)
     behaviour = replace(behaviour, problems=(*behaviour.problems, *problems))
     bound = bound_divergence(effect, dtype)
     return ServedCheck(
@@ -114,10 +110,27 @@ def check_served(
     )
 
 
-def _effect(questions: Sequence[Question]) -> float:
+def check_effect(effect: float, dtype: ServedType) -> tuple[str, ...]:
+    """Refuses an effect, in nats, that a server which computes in a type could not show."""
+    if is_noticeable(effect, dtype):
+        return ()
+    return (f"an effect of {effect:.2g} nats cannot be told from what {dtype} does to any model",)
+
+
+def mean_effect(questions: Sequence[Question]) -> float:
     """Mean divergence of the base's answers from the adapter's, in nats."""
-    parts = (_divergence(question.logprobs, question.base) for question in questions)
-    return math.fsum(parts) / len(questions)
+    return mean_divergence(questions, [question.base for question in questions])
+
+
+def mean_divergence(questions: Sequence[Question], answers: Sequence[Sequence[float]]) -> float:
+    """Mean divergence of answers from the truth, in nats.
+
+    Args:
+        questions: With the truth.
+        answers: For each, the log-probabilities of its tokens.
+    """
+    pairs = zip(questions, answers, strict=True)
+    return math.fsum(_divergence(item.logprobs, found) for item, found in pairs) / len(questions)
 
 
 def _divergence(truth: Sequence[float], other: Sequence[float]) -> float:
@@ -139,14 +152,27 @@ def _check_recorded(
     problems = []
     if base is None or any(not _is_right(model, item, base=True) for item in base.questions):
         problems.append(f"the answers recorded for {names[0]} are not the base's")
-    if adapter is None or any(not _is_right(model, item) for item in adapter.questions):
-        problems.append(f"the answers recorded for {names[1]} are not those of base + adapter")
-        return tuple(problems)
-    effect = _effect(adapter.questions)
-    bound = bound_divergence(effect, dtype)
-    if recorded.served_dtype != dtype or not math.isclose(adapter.kl_bound, bound, rel_tol=0.01):
-        problems.append(f"the bound recorded for {names[1]} is not the one of {dtype}")
-    return tuple(problems)
+    return (*problems, *check_own(model, adapter, names[1], recorded.served_dtype, dtype))
+
+
+def check_own(
+    model: Any, own: ExpectedModel | None, name: str, recorded: ServedType, dtype: ServedType
+) -> tuple[str, ...]:
+    """Answers the questions recorded for an adapter once more; at most one line of a problem.
+
+    Args:
+        model: Base + adapter, by PEFT.
+        own: What is recorded, or None.
+        name: Of the adapter.
+        recorded: Type that the bounds are recorded for.
+        dtype: That the server computes in.
+    """
+    if own is None or any(not _is_right(model, item) for item in own.questions):
+        return (f"the answers recorded for {name} are not those of base + adapter",)
+    bound = bound_divergence(mean_effect(own.questions), dtype)
+    if recorded != dtype or not math.isclose(own.kl_bound, bound, rel_tol=0.01):
+        return (f"the bound recorded for {name} is not the one of {dtype}",)
+    return ()
 
 
 def _is_right(model: Any, question: Question, *, base: bool = False) -> bool:
@@ -155,10 +181,10 @@ def _is_right(model: Any, question: Question, *, base: bool = False) -> bool:
     if not all(0 <= token < limit for token in (*question.prompt, *question.tokens)):
         return False
     with model.disable_adapter():
-        alone = _last(model, question)
+        alone = answer(model, question)
     wanted = [(alone, question.logprobs if base else question.base)]
     if not base:
-        wanted.append((_last(model, question), question.logprobs))
+        wanted.append((answer(model, question), question.logprobs))
     return all(
         len(found) == len(recorded)
         and all(abs(one - other) <= _NEAR for one, other in zip(found, recorded, strict=True))
@@ -166,7 +192,8 @@ def _is_right(model: Any, question: Question, *, base: bool = False) -> bool:
     )
 
 
-def _last(model: Any, question: Question) -> list[float]:
+def answer(model: Any, question: Question) -> list[float]:
+    """Returns a model's log-probabilities of a question's tokens, in nats."""
     with quiet(), torch.inference_mode():
         output = model(input_ids=torch.tensor([question.prompt]), use_cache=False)
         logprobs = torch.log_softmax(output.logits[0, -1].double(), -1)
@@ -213,10 +240,14 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def _ask(
-    model: Any, truth: Truth, places: Sequence[_Place]
-) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Returns the questions of the adapter, most telling first, and the same of the base alone."""
+def ask(model: Any, truth: Truth) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """Returns the questions of the adapter, most telling first, and the same of the base alone.
+
+    Args:
+        model: Base + adapter, by PEFT.
+        truth: Of the adapter.
+    """
+    places = _find_places(truth)
     rows = {place.passage: place.row for place in places}
     asked: dict[int, Question] = {}
     alone: dict[int, Question] = {}

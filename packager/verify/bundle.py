@@ -19,10 +19,9 @@ from packager.manifest import MANIFEST_NAME, AdapterRecord, BaseRecord, FileEntr
 from packager.mergebase import settle_merge_base
 from packager.plan import ReleasePlan
 from packager.plan.choice import recall_choices
-from packager.plan.serving import plan_serving
+from packager.plan.serving import plan_servers
 from packager.progress import Progress
 from packager.recipe import plan_gathered
-from packager.serving.value import ServingPlan
 from packager.untrusted import find_folder, resolve_inside
 from packager.verify.check import (
     ADAPTER_WEIGHTS,
@@ -164,21 +163,14 @@ def _plan_again(manifest: Manifest, gathered: Gathered) -> ReleasePlan:
         options = recall_choices(manifest.options, targets, where=MANIFEST_NAME)
         alone = replace(gathered, adapters=(source,))
         plans += [plan_gathered(alone, options)] if targets else []
-    whole = tuple(item for plan in plans for item in plan.targets)
-    return replace(plans[0], targets=whole, serving=_plan_server_again(manifest, gathered))
-
-
-def _plan_server_again(manifest: Manifest, gathered: Gathered) -> ServingPlan | None:
-    """Plans the one server of all adapters that have one."""
-    served = {item.name for item in manifest.targets if item.target == "vllm"}
-    sources = [source for source in gathered.adapters if source.name in served]
-    if not sources:
-        return None
     options = recall_choices(manifest.options, ("vllm",), where=MANIFEST_NAME)
-    server, problems = plan_serving(sources, gathered.base, options)
+    # Which server a merged model has depends on all adapters.
+    placed, serving, problems = plan_servers(
+        [item for plan in plans for item in plan.targets], gathered.adapters, gathered.base, options
+    )
     if problems:
         raise RejectedPlanError(tuple(problems))
-    return server
+    return replace(plans[0], targets=placed, serving=serving)
 
 
 def _base_of(record: BaseRecord) -> str:

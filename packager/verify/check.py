@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ from packager.plan.fourbit import merge_parts
 from packager.plan.layout import needs_folding
 from packager.plan.option import MergeBase
 from packager.progress import Progress, Silent
+from packager.serving.answer import Answers
 from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.task import COMPARED, find_task
 from packager.updatereader import adapter_tensors
@@ -48,9 +49,10 @@ from packager.verify.proof import (
 from packager.verify.quantised import why_not_exact, why_not_loaded, why_not_run
 from packager.verify.reference import References
 from packager.verify.served import check_served_weights
-from packager.verify.servedtarget import Answers, ServerProof, prove_server
+from packager.verify.servedtarget import ServerProof, prove_server
 from packager.verify.truthrows import TruthSources
 from packager.verify.weights import Sources, check_folded, check_weights
+from packager.verify.wholetarget import WholeProof, prove_whole
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LIBRARIES = (
@@ -114,10 +116,10 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         # A sample is recomputed, and the base hashed, while files are read: one waits for the
         # disk, the others for the cores.
         base = pool.submit(lambda: gathered.ref.digest)
-        targets = tuple(
-            _prove_target(request, target, files, references, progress)
-            for target in request.plan.targets
-        )
+        targets: list[TargetProof] = []
+        for target in request.plan.targets:
+            done = _prove_target(request, target, files, references, targets, progress)
+            targets.append(done)
         base_digest = base.result()
     return Proof(
         schema_version=SCHEMA_VERSION,
@@ -128,7 +130,7 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         adapters={source.name: adapter_digest(source) for source in gathered.adapters},
         versions=library_versions(),
         machine=describe_machine(),
-        targets=targets,
+        targets=tuple(targets),
     )
 
 
@@ -218,6 +220,7 @@ def _prove_target(
     target: TargetPlan,
     files: Future[FilesCheck | None],
     references: References,
+    before: Sequence[TargetProof],
     progress: Progress,
 ) -> TargetProof:
     skipped: dict[str, str] = {
@@ -248,7 +251,7 @@ def _prove_target(
         if reason:
             skipped["behaviour"] = reason
         else:
-            proof = _prove_behaviour(request, target, proof, references, progress)
+            proof = _prove_behaviour(request, target, proof, references, before, progress)
     return replace(proof, files=own)
 
 
@@ -276,8 +279,9 @@ def _prove_weights(
     folder = request.bundle / target.path
     if target.target == "adapter":
         return replace(proof, weights=_check_adapter(source, folder))
-    if target.converter is not None:
-        proof.skipped["weights"] = "converted by another program; its behaviour is measured"
+    elsewhere = _why_no_weights(target)
+    if elsewhere:
+        proof.skipped["weights"] = elsewhere
         return proof
     if target.gguf_lora is not None:
         return replace(proof, weights=check_gguf_lora(target.gguf_lora, folder, source.spec))
@@ -305,6 +309,14 @@ def _prove_weights(
         on_bytes=progress.advance,
     )
     return replace(proof, weights=check)
+
+
+def _why_no_weights(target: TargetPlan) -> str:
+    if target.whole is not None:
+        return "they are the merged model's"
+    if target.converter is not None:
+        return "converted by another program; its behaviour is measured"
+    return ""
 
 
 def _check_adapter(source: AdapterSource, folder: Path) -> WeightsCheck:
@@ -368,12 +380,15 @@ def _prove_behaviour(
     target: TargetPlan,
     proof: TargetProof,
     references: References,
+    before: Sequence[TargetProof],
     progress: Progress,
 ) -> TargetProof:
     from packager.verify.behaviour import check_merged
     from packager.verify.embedding import check_embedding
 
     folder, report = request.bundle / target.path, _Steps(progress)
+    if target.whole is not None:
+        return _prove_whole(request, target, proof, references, before, progress)
     if request.plan.serving is not None and target.served is not None:
         server = ServerProof(
             folder, request.plan.serving, target.served, request.gathered, request.answers
@@ -393,6 +408,31 @@ def _prove_behaviour(
     if truth.reading.measure == "embedding":
         return replace(proof, embedding=check_embedding(truth, folder, progress=report))
     return replace(proof, behaviour=check_merged(truth, folder, progress=report))
+
+
+def _prove_whole(
+    request: ProofRequest,
+    target: TargetPlan,
+    proof: TargetProof,
+    references: References,
+    before: Sequence[TargetProof],
+    progress: Progress,
+) -> TargetProof:
+    merged = next(item for item in before if (item.target, item.name) == ("merged", target.name))
+    if merged.behaviour is None or request.plan.serving is None:
+        proof.skipped["behaviour"] = merged.skipped.get("behaviour", "not asked for")
+        return proof
+    asked = WholeProof(
+        bundle=request.bundle,
+        folder=target.path,
+        base=request.plan.serving.server_of(target.name).base,
+        entries=request.entries,
+        gathered=request.gathered,
+        answers=request.answers,
+    )
+    source = _source_of(request, target)
+    check = prove_whole(asked, source, merged.behaviour, references, _Steps(progress))
+    return replace(proof, behaviour=check)
 
 
 def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:

@@ -14,7 +14,7 @@ from packager.errors import output_error
 from packager.gather import Gathered
 from packager.plan import AdapterSource
 from packager.plan.servedadapter import METADATA
-from packager.serving.answer import EXPECTED_NAME, Expected, ExpectedModel, parse_expected
+from packager.serving.answer import EXPECTED_NAME, Answers, Expected, parse_expected
 from packager.serving.path import adapter_path
 from packager.serving.value import ServedLora, ServingPlan
 from packager.tensorfile import read_header, render_header
@@ -24,9 +24,6 @@ from packager.verify.reference import References
 
 if TYPE_CHECKING:
     from packager.verify.behaviour import OnStep
-
-Answers = dict[str, tuple[ExpectedModel, ExpectedModel]]
-"""Adapter → what the base, and what the adapter has to answer."""
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -79,7 +76,7 @@ def prove_server(
             stack.enter_context(_as_trained(request.folder / adapter_path(source.name), request)),
             (server.base.name, source.name),
             server.base.dtype,
-            recorded=_read_recorded(request),
+            recorded=read_recorded(request.folder, request.answers),
             progress=report,
         )
     if request.answers is not None:
@@ -87,9 +84,18 @@ def prove_server(
     return check.behaviour
 
 
-def _read_recorded(request: ServerProof) -> Expected | None:
-    path = request.folder / EXPECTED_NAME
-    if request.answers is not None or not path.exists():
+def read_recorded(folder: Path, answers: Answers | None) -> Expected | None:
+    """Returns the answers that a server's folder holds, or None where they are only made now.
+
+    Args:
+        folder: Of the server.
+        answers: Filled in while they are made; None says that they were made before.
+
+    Raises:
+        BundleError: They are damaged.
+    """
+    path = folder / EXPECTED_NAME
+    if answers is not None or not path.exists():
         return None
     return parse_expected(read_bytes(path), where=str(path))
 

@@ -71,7 +71,7 @@ PLAN = ServingPlan(
 
 def merged_plan(name: str) -> ServingPlan:
     """A server of one merged model."""
-    merged = ServedMerge(name, "sha256:" + "4" * 64, f"merged/{name}")
+    merged = ServedMerge(name, "sha256:" + "4" * 64, f"merged/{name}", "DoRA")
     return dataclasses.replace(
         PLAN,
         base=dataclasses.replace(BASE, name=name, merged=merged),
