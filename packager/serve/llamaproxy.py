@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
+from lorapack_gate.address import Address
 from lorapack_gate.answer import (
     Receive,
     RefusedError,
@@ -17,6 +16,8 @@ from lorapack_gate.answer import (
     send_json,
     send_refusal,
 )
+from lorapack_gate.exchange import ExchangeError
+from lorapack_gate.forward import forward
 
 _PASSED = ("/v1/chat/completions", "/v1/completions")
 
@@ -26,11 +27,11 @@ class Backend:
     """One of llama.cpp's servers.
 
     Attributes:
-        url: Without a path.
+        address: Where it listens.
         key: That it asks for.
     """
 
-    url: str
+    address: Address
     key: str
 
 
@@ -43,19 +44,13 @@ class LlamaProxy:
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
         self._backends = backends
-        # An answer takes as long as it takes; who waits may leave.
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection, as ASGI has it."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["path"] in _PASSED:
-            await self._pass(scope["path"], receive, send)
+            await self._pass(scope, receive, send)
         else:
             await self._tell(scope["path"], send)
 
@@ -63,7 +58,6 @@ class LlamaProxy:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._client.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _tell(self, path: str, send: Send) -> None:
@@ -89,39 +83,21 @@ class LlamaProxy:
                 RefusedError(404, "llama.cpp's endpoint has no such path", code="unknown_path"),
             )
 
-    async def _pass(self, path: str, receive: Receive, send: Send) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The gate has read the whole body, and checked which model it names.
         body = (await receive())["body"]
         backend = self._backends[json.loads(body)["model"]]
-        answering = asyncio.create_task(self._answer(backend, path, body, send))
-        leaving = asyncio.create_task(_wait_for_leave(receive))
+        headers = [
+            (b"authorization", f"Bearer {backend.key}".encode()),
+            (b"content-type", b"application/json"),
+        ]
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering
-        finally:
             # llama.cpp stops working on what nobody reads any more.
-            answering.cancel()
-            leaving.cancel()
-
-    async def _answer(self, backend: Backend, path: str, body: bytes, send: Send) -> None:
-        headers = {"authorization": f"Bearer {backend.key}", "content-type": "application/json"}
-        async with self._client.stream(
-            "POST", backend.url + path, content=body, headers=headers
-        ) as response:
-            kind = response.headers.get("content-type", "application/json").encode()
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": response.status_code,
-                    "headers": [(b"content-type", kind)],
-                }
-            )
-            async for part in response.aiter_bytes():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-
-
-async def _wait_for_leave(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+            await forward(backend.address, {**scope, "headers": headers}, body, receive, send)
+        except ExchangeError as problem:
+            raise RefusedError(
+                503,
+                f"llama.cpp does not answer: {problem}",
+                kind="service_unavailable_error",
+                code="engine_unreachable",
+            ) from problem

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from lorapack_gate import Gate
+from lorapack_gate.address import parse_address
 from lorapack_gate.setting import read_setting
 from lorapack_gate.start import follow_parent
 
@@ -67,7 +68,7 @@ def start_backend(name: str, path: str) -> tuple[Any, Backend]:
     # As long as the model was made for, where memory allows; parts of it for each of the slots.
     params.n_ctx = 0
     server = xllamacpp.Server(params)
-    return server, Backend(str(server.listening_address), key)
+    return server, Backend(parse_address(str(server.listening_address)), key)
 
 
 if __name__ == "__main__":

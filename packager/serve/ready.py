@@ -7,22 +7,21 @@ import json
 import time
 from typing import Any
 
-from packager.errors import ProcessError, ProofError
+from packager.errors import ProofError
 from packager.progress import Progress
-from packager.serve.child import Child
+from packager.serve.group import SHOWN_LETTERS, Group, Member
 
 _PAUSE_SECONDS = 0.2
 _ASK_SECONDS = 10.0
 _TELL_SECONDS = 15.0
 _MAX_BYTES = 4 << 20
-_SHOWN_LETTERS = 300
 
 
-def wait_ready(child: Child, host: str, port: int, progress: Progress) -> dict[str, Any]:
+def wait_ready(group: Group, host: str, port: int, progress: Progress) -> dict[str, Any]:
     """Waits until `GET /ready` says so; loading may take as long as the weights need.
 
     Args:
-        child: The server.
+        group: The servers, the one that is waited for last.
         host: Where it is reached.
         port: Likewise.
         progress: Told now and then that it still starts.
@@ -31,11 +30,11 @@ def wait_ready(child: Child, host: str, port: int, progress: Progress) -> dict[s
         What `/ready` told.
 
     Raises:
-        ProcessError: It ended.
+        ProcessError: It ended, or one that had been started before.
         ProofError: It does not serve what was proven; the figures are in `found`.
     """
     begun = told = time.monotonic()
-    while not child.ended:
+    while (ended := group.find_ended()) is None:
         document = ask_ready(host, port)
         if document.get("ready") is True:
             return document
@@ -48,23 +47,11 @@ def wait_ready(child: Child, host: str, port: int, progress: Progress) -> dict[s
             )
         if time.monotonic() - told >= _TELL_SECONDS:
             told = time.monotonic()
-            progress.say(f"still starting after {told - begun:.0f} s{_last(child)}")
+            progress.say(f"still starting after {told - begun:.0f} s{_last(group.newest)}")
         time.sleep(_PAUSE_SECONDS)
-    for line in child.last_lines():
-        progress.say(f"  {line[:_SHOWN_LETTERS]}")
-    raise stopped_early(child)
-
-
-def stopped_early(child: Child) -> ProcessError:
-    """Returns what a server that ended by itself means to a user."""
-    last = child.last_lines()[-1:]
-    said = f"; the last line that it printed: {last[0][:_SHOWN_LETTERS]}" if last else ""
-    return ProcessError(
-        "the server ended by itself",
-        expected="one that runs until it is stopped",
-        found=f"exit code {child.wait()}{said}",
-        hint="keep all of what it prints with --log FILE, and look for its first error",
-    )
+    for line in ended.child.last_lines():
+        progress.say(f"  {line[:SHOWN_LETTERS]}")
+    raise ended.error()
 
 
 def ask_ready(host: str, port: int) -> dict[str, Any]:
@@ -80,6 +67,6 @@ def ask_ready(host: str, port: int) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _last(child: Child) -> str:
-    lines = child.last_lines()
+def _last(member: Member) -> str:
+    lines = member.child.last_lines()
     return f": {lines[-1][:160]}" if lines else ""

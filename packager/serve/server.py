@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from packager.bundle import read_manifest
-from packager.errors import InputError
 from packager.manifest import Manifest
 from packager.progress import Progress
-from packager.resource import resource_folder
-from packager.serve.child import Child, start_child
+from packager.serve.child import start_child
 from packager.serve.engine import Vllm, choose_engine, find_vllm
-from packager.serve.llama import prepare_llama
-from packager.serve.ready import stopped_early, wait_ready
+from packager.serve.group import Group, Member
+from packager.serve.launch import Launch, prepare_llama_launch, prepare_vllm_launches
+from packager.serve.port import claim_port
+from packager.serve.ready import wait_ready
 from packager.serve.request import (
     Endpoint,
     Engine,
@@ -26,47 +24,30 @@ from packager.serve.request import (
     endpoint_url,
     reachable_host,
 )
-from packager.serve.source import (
-    VllmSource,
-    has_target,
-    read_gguf_sources,
-    read_vllm_source,
-)
-from packager.serve.workplace import Workplace, link_files, make_workplace
+from packager.serve.source import has_target, read_gguf_sources, read_vllm_source
+from packager.serve.workplace import Workplace, make_workplace
 from packager.serving.document import GateConfig
-
-GATE_FOLDER = "docker/gate"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready.
+    """A server that is ready, or several that are one to its users.
 
     Attributes:
         endpoint: As its users see it.
-        child: Its process.
+        group: The processes.
     """
 
     endpoint: Endpoint
-    child: Child
+    group: Group
 
     def wait(self) -> None:
-        """Waits as long as it runs.
+        """Waits as long as all of it runs.
 
         Raises:
-            ProcessError: It ended by itself.
+            ProcessError: A process ended by itself.
         """
-        self.child.wait()
-        raise stopped_early(self.child)
-
-
-@dataclass(frozen=True)
-class _Launch:
-    """How an engine is started: command and gate, once its files are in place."""
-
-    command: tuple[str, ...]
-    gate: GateConfig
-    environment: Mapping[str, str]
+        raise self.group.wait().error()
 
 
 @contextmanager
@@ -96,26 +77,19 @@ def serve_bundle(request: ServeRequest, progress: Progress) -> Iterator[Server]:
         for_vllm=has_target(manifest, "vllm"),
         for_llama=has_target(manifest, "ollama"),
     )
-    port = _claim_port(request.host, request.port)
+    port = claim_port(request.host, request.port)
     with make_workplace(request) as workplace:
-        launch = _prepare(engine, vllm, request, manifest, workplace, port, progress)
-        with start_child(
-            launch.command,
-            environment=_environment(request, workplace, launch.environment),
-            directory=workplace.home,
-            log=workplace.log,
-        ) as child:
-            told = wait_ready(child, reachable_host(request.host), port, progress)
-            models = launch.gate.models
+        launches, gate = _prepare(engine, vllm, request, manifest, workplace, port, progress)
+        with start_all(launches, progress) as (group, told):
             endpoint = Endpoint(
                 url=endpoint_url(request.host, port),
                 engine=engine,
-                models=tuple(model.name for model in models),
-                chats=tuple(model.name for model in models if model.chat),
+                models=tuple(model.name for model in gate.all_models),
+                chats=tuple(model.name for model in gate.all_models if model.chat),
                 key_file=workplace.key_file,
                 proven=told.get("proven") is True,
             )
-            yield Server(endpoint, child)
+            yield Server(endpoint, group)
 
 
 def _prepare(
@@ -126,82 +100,42 @@ def _prepare(
     workplace: Workplace,
     port: int,
     progress: Progress,
-) -> _Launch:
+) -> tuple[tuple[Launch, ...], GateConfig]:
     progress.say(f"checking the files of {request.bundle}")
     if engine == "llama.cpp":
         ggufs = read_gguf_sources(request.bundle, manifest)
-        progress.say(f"starting llama.cpp with {', '.join(model.name for model in ggufs)}")
-        command, gate = prepare_llama(ggufs, workplace.home, request.host, port)
-        # What these files answer was proven when they were made; llama.cpp is asked nothing again.
-        unproven = {"LORAPACK_ALLOW_UNPROVEN": "1", "PYTHONPATH": _own_path()}
-        return _Launch(command, gate, unproven)
+        launch, gate = prepare_llama_launch(ggufs, request, workplace, port)
+        return (launch,), gate
     assert vllm is not None
     source = read_vllm_source(request.bundle, manifest, request.base)
-    link_files(workplace.home, source.folder, source.base)
-    progress.say(f"starting vLLM {vllm.version} with {_names(source)}; this takes about a minute")
-    command = (
-        str(vllm.python), "-m", "lorapack_gate.start",
-        "--host", request.host, "--port", str(port),
-        # On a processor, compiling takes longer than it saves.
-        *(("--enforce-eager",) if vllm.on_cpu else ()),
-        *request.engine_arguments,
-    )  # fmt: skip
-    return _Launch(command, source.gate, {})
+    return prepare_vllm_launches(source, vllm, request, workplace, port), source.gate
 
 
-def _names(source: VllmSource) -> str:
-    return ", ".join(model.name for model in source.gate.models)
+@contextmanager
+def start_all(
+    launches: tuple[Launch, ...], progress: Progress
+) -> Iterator[tuple[Group, dict[str, Any]]]:
+    """Starts one server after the other, each once the one before is ready.
 
+    Two that measure the memory of one GPU at the same time would each count the other's as their
+    own. Leaving the context stops them the other way round: what the last one has handed on is
+    finished before the others end.
 
-def _environment(
-    request: ServeRequest, workplace: Workplace, further: Mapping[str, str]
-) -> dict[str, str]:
-    """Returns this process's environment with what the gate is told.
-
-    The engine finds the gate of this very package, and not one from the bundle.
+    Yields:
+        The servers, and what the last one told of itself when it was ready.
     """
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("LORAPACK_")}
-    limits = ("LORAPACK_MAX_BODY_BYTES", "LORAPACK_MAX_CONCURRENCY", "LORAPACK_METRICS_KEY_FILE")
-    ours |= {name: os.environ[name] for name in limits if name in os.environ}
-    key = workplace.key_file
-    return {
-        "VLLM_NO_USAGE_STATS": "1",
-        **ours,
-        "PYTHONPATH": str(resource_folder(GATE_FOLDER)),
-        # As -P, which Python 3.10 does not know: modules do not come from the working directory.
-        "PYTHONSAFEPATH": "1",
-        "LORAPACK_HOME": str(workplace.home),
-        **({} if key is None else {"LORAPACK_API_KEY_FILE": str(key)}),
-        **({"LORAPACK_INSECURE_NO_AUTH": "1"} if request.without_key else {}),
-        **further,
-    }
-
-
-def _own_path() -> str:
-    """Returns PYTHONPATH for an engine that runs in this very environment."""
-    own = (str(resource_folder(GATE_FOLDER)), str(Path(__file__).resolve().parents[2]))
-    return os.pathsep.join(filter(None, (*own, os.environ.get("PYTHONPATH"))))
-
-
-def _claim_port(host: str, port: int) -> int:
-    """Returns a port that can be listened on: the given one, or for 0 any.
-
-    Raises:
-        InputError: Somebody listens there already, or the address is not this machine's.
-    """
-    try:
-        # A name, such as localhost, may stand for several addresses; the first one counts.
-        family, kind, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
-    except OSError as problem:
-        raise InputError(
-            "there is no listening there",
-            where=f"{host} port {port}",
-            found=problem.strerror or "an error of the system",
-            hint="give another --port, or --port 0 for any that is free",
-        ) from problem
+    group, told = Group(), {}
+    with ExitStack() as started:
+        for launch in launches:
+            progress.say(f"starting {launch.what}")
+            child = started.enter_context(
+                start_child(
+                    launch.command,
+                    environment=launch.environment,
+                    directory=launch.workplace.home,
+                    log=launch.workplace.log,
+                )
+            )
+            group.members.append(Member(launch.name, child))
+            told = wait_ready(group, reachable_host(launch.host), launch.port, progress)
+        yield group, told

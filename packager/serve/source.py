@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packager.digest import differing_files, hash_files
@@ -18,7 +18,9 @@ from packager.serving.document import (
     GateConfig,
     parse_gate,
     parse_serve_yaml,
+    weights_folder,
 )
+from packager.serving.path import neighbour_path
 from packager.untrusted import find_folder, read_bytes, read_text, resolve_inside
 
 VLLM_FOLDER = "vllm"
@@ -28,20 +30,31 @@ _CREATE_NAME = "create.json"
 
 @dataclass(frozen=True)
 class VllmSource:
-    """The `vllm/` folder of a bundle.
+    """One of a bundle's servers: its `vllm/` folder, or that of a neighbour below it.
 
     Attributes:
+        name: Of the neighbour; empty for the first server.
         folder: The folder.
         flags: Of `serve.yaml`.
         gate: Of `gate.json`.
-        base: Folder of the base's files where the server wants one beside it, else None: it
-            takes the base from the Hub, at the commit that `serve.yaml` names.
+        base: Folder of the weights where the server wants one beside it, else None: it takes the
+            base from the Hub, at the commit that `serve.yaml` names.
+        nbytes: Of the files that it loads.
+        neighbours: The other servers, of the first one.
     """
 
+    name: str
     folder: Path
     flags: Mapping[str, Flag]
     gate: GateConfig
     base: Path | None
+    nbytes: int
+    neighbours: tuple[VllmSource, ...] = ()
+
+    @property
+    def all_of_them(self) -> tuple[VllmSource, ...]:
+        """Every server of the bundle, this first one last."""
+        return (*self.neighbours, self)
 
 
 @dataclass(frozen=True)
@@ -76,12 +89,34 @@ def read_vllm_source(bundle: Path, manifest: Manifest, base: Path | None) -> Vll
         BaseMismatchError: It is another one.
     """
     check_files(bundle, manifest, f"{VLLM_FOLDER}/")
-    folder = bundle / VLLM_FOLDER
+    first = _read_server("", bundle, VLLM_FOLDER, manifest, base)
+    neighbours = (
+        _read_server(
+            item.name, bundle, f"{VLLM_FOLDER}/{neighbour_path(item.name)}", manifest, base
+        )
+        for item in first.gate.neighbours
+    )
+    return replace(first, neighbours=tuple(neighbours))
+
+
+def _read_server(
+    name: str, bundle: Path, place: str, manifest: Manifest, base: Path | None
+) -> VllmSource:
+    folder = resolve_inside(bundle, place, where=MANIFEST_NAME)
     serve, gate = folder / SERVE_NAME, folder / GATE_NAME
     flags = parse_serve_yaml(read_text(serve), where=str(serve))
     config = parse_gate(read_bytes(gate), where=str(gate))
-    needs_folder = flags["model"] == BASE_FOLDER
-    return VllmSource(folder, flags, config, _find_base(folder, manifest, base, needs_folder))
+    merged = weights_folder(config)
+    if merged is not None:
+        found: Path | None = folder / BASE_FOLDER
+        if not (folder / BASE_FOLDER).is_dir():
+            check_files(bundle, manifest, f"{merged}/")
+            found = (bundle / merged).absolute()
+        files = [entry for entry in manifest.files if entry.path.startswith(f"{merged}/")]
+    else:
+        found = _find_base(folder, manifest, base, flags["model"] == BASE_FOLDER)
+        files = list(manifest.base.files)
+    return VllmSource(name, folder, flags, config, found, sum(entry.size for entry in files))
 
 
 def read_gguf_sources(bundle: Path, manifest: Manifest) -> tuple[GgufSource, ...]:

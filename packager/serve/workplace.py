@@ -12,7 +12,9 @@ from pathlib import Path
 
 from packager.errors import InputError, output_error
 from packager.serve.request import ServeRequest
-from packager.serving.document import BASE_FOLDER
+from packager.serving.answer import EXPECTED_NAME
+from packager.serving.document import BASE_FOLDER, GATE_NAME, SERVE_NAME
+from packager.serving.path import ADAPTER_FOLDER, TEMPLATE_FOLDER
 from packager.untrusted import read_bytes
 
 _KEY_NAME = "api-key"
@@ -33,6 +35,17 @@ class Workplace:
     home: Path
     key_file: Path | None
     log: Path
+
+    def beside(self, name: str) -> Workplace:
+        """Returns the place of another server, which has the same keys and a log of its own.
+
+        Args:
+            name: Of it; part of the name of its log: `engine.log` → `engine-<name>.log`.
+        """
+        home = self.home.with_name("neighbours") / name
+        home.mkdir(parents=True)
+        log = self.log.with_name(f"{self.log.stem}-{name}{self.log.suffix}")
+        return Workplace(home, self.key_file, log)
 
 
 @contextmanager
@@ -63,10 +76,10 @@ def link_files(home: Path, folder: Path, base: Path | None) -> None:
 
     Args:
         home: Where to.
-        folder: The bundle's `vllm/`.
-        base: The base's folder, or None.
+        folder: The server's in the bundle.
+        base: The folder of what it loads, or None.
     """
-    for name in ("serve.yaml", "gate.json", "expected.json", "adapters", "templates"):
+    for name in (SERVE_NAME, GATE_NAME, EXPECTED_NAME, ADAPTER_FOLDER, TEMPLATE_FOLDER):
         if (folder / name).exists():
             (home / name).symlink_to((folder / name).absolute())
     if base is not None:

@@ -25,9 +25,9 @@ def log_probabilities(logits: list[float]) -> list[float]:
     return [value - total for value in logits]
 
 
-def question(logits: list[float], prompt: list[int]) -> dict[str, Any]:
-    told = enumerate(log_probabilities(logits))
-    return {"prompt": prompt, "top": sorted(told, key=lambda pair: -pair[1])[:8]}
+def question(logits: list[float], prompt: list[int], told: int = 8) -> dict[str, Any]:
+    best = sorted(enumerate(log_probabilities(logits)), key=lambda pair: -pair[1])
+    return {"prompt": prompt, "top": best[:told]}
 
 
 def expected_document() -> dict[str, Any]:

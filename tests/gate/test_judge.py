@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lorapack_gate.expected import ExpectedError, ExpectedModel, Question, parse_expected
-from lorapack_gate.judge import divergence, judge
+from lorapack_gate.expected import (
+    Expected,
+    ExpectedError,
+    ExpectedModel,
+    Question,
+    parse_expected,
+)
+from lorapack_gate.judge import Verdict, divergence, judge, mean_divergence
+from lorapack_gate.probe import probe
 
 from tests.gate.setting import BASE, PIRATE, expected_document, log_probabilities, question
 
@@ -81,6 +90,38 @@ def test_adapter_that_answers_as_the_base_fails_by_name() -> None:
     assert "answers as the base does" in judge(wide, served_as(BASE), served_as(BASE)).reason
 
 
+def whole(bound: float = 0.05) -> ExpectedModel:
+    asked_of_it = asked(PIRATE)
+    base = dict(enumerate(log_probabilities(BASE)))
+    recorded = tuple(base[token] for token, _ in asked_of_it.top)
+    return ExpectedModel("whole", "merged", bound, (replace(asked_of_it, base=recorded),))
+
+
+def probed(model: ExpectedModel, served: list[float]) -> Verdict:
+    """Asks a server of that one model, without a base beside it."""
+
+    async def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        assert json.loads(body)["model"] == "whole"
+        told = {f"token_id:{token}": value for token, value in served_as(served)[0].items()}
+        return 200, json.dumps({"choices": [{"logprobs": {"top_logprobs": [told]}}]}).encode()
+
+    (verdict,) = asyncio.run(probe(Expected((model,)), "", ask))
+    return verdict
+
+
+def test_whole_model_is_held_against_what_the_proof_recorded_of_the_base() -> None:
+    right = probed(whole(), PIRATE)
+    assert right.reason == ""
+    assert right.base_divergence == pytest.approx(
+        mean_divergence(whole().questions, served_as(BASE)), rel=0.05
+    )
+    for bound in (0.05, 100.0):
+        wrong = probed(whole(bound), BASE)
+        assert "merged model 'whole' answers as the base does" in wrong.reason
+    weak = [p * 0.7 + b * 0.3 for p, b in zip(PIRATE, BASE, strict=True)]
+    assert "merged model 'whole' does not answer as in the proof" in probed(whole(), weak).reason
+
+
 def test_adapter_that_answers_something_else_fails_with_its_figures() -> None:
     weak = [p * 0.7 + b * 0.3 for p, b in zip(PIRATE, BASE, strict=True)]
     verdict = judge(PROOF, served_as(weak), served_as(BASE))
@@ -106,6 +147,10 @@ def test_nan_fails_and_is_null_in_json() -> None:
         {"models": [{"name": "a", "kind": "base", "kl_bound": 0.1,
                      "questions": [{"prompt": [1], "top": [[1, 0.5]]}]}]},
         {"models": "x"},
+        {"models": [{"name": "a", "kind": "merged", "kl_bound": 0.1,
+                     "questions": [question(BASE, [1])]}]},
+        {"models": [{"name": "a", "kind": "merged", "kl_bound": 0.1,
+                     "questions": [{**question(BASE, [1]), "base": [-1.0]}]}]},
     ],
 )  # fmt: skip
 def test_damaged_proof_is_refused(change: dict[str, object]) -> None:

@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from lorapack_gate.setting import SettingError, read_setting
+from lorapack_gate.file import SettingError
+from lorapack_gate.setting import read_setting
 from lorapack_gate.start import (
     Installed,
     check_version,
@@ -16,6 +17,7 @@ from lorapack_gate.start import (
 )
 
 from tests.gate.asgi import KEY, OTHER_KEY
+from tests.gate.server import front_gate, whole_expected, whole_gate
 from tests.gate.setting import gate_document, model, write_home
 
 GPU = Installed("0.32.0", on_cpu=False)
@@ -83,7 +85,14 @@ def test_damaged_document_is_refused(tmp_path: Path, change: dict[str, object]) 
 
 def test_starter_refuses_flags_that_would_open_doors(tmp_path: Path) -> None:
     setting = read_setting(write_home(tmp_path), tmp_path)
-    for flag in ("--api-key", "--api_key=secret", "--middleware", "--config", "--root-path=/x"):
+    for flag in (
+        "--api-key",
+        "--api_key=secret",
+        "--middleware",
+        "--config",
+        "--root-path=/x",
+        "--allowed-origins",
+    ):
         with pytest.raises(SettingError, match="is not taken") as caught:
             server_command([flag, "x"], setting, GPU)
         assert "secret" not in str(caught.value)
@@ -133,3 +142,34 @@ def test_on_a_processor_one_place_for_an_adapter_stays_free(tmp_path: Path) -> N
     setting = read_setting(write_home(tmp_path), tmp_path)
     command = server_command(["--port", "1"], setting, Installed("0.32.0", on_cpu=True))
     assert command[5:] == ["--max-loras", "3", "--max-cpu-loras", "3", "--port", "1"]
+
+
+def test_neighbours_are_where_the_environment_says(tmp_path: Path) -> None:
+    gate = front_gate(whole="http://base-whole:8000", other="http://base-other:8000")
+    given = write_home(tmp_path, gate=gate)
+    setting = read_setting(given, tmp_path)
+    assert [str(each.address) for each in setting.neighbours] == [
+        "base-whole:8000", "base-other:8000",
+    ]  # fmt: skip
+    assert setting.names == ("tiny", "pirate", "poet", "whole", "other")
+    moved = read_setting(given | {"LORAPACK_NEIGHBOURS": "other=http://127.0.0.1:9"}, tmp_path)
+    assert [str(each.address) for each in moved.neighbours] == ["base-whole:8000", "127.0.0.1:9"]
+    found = moved.find_neighbour("other")
+    assert found is not None
+    assert found.name == "other"
+    assert moved.find_neighbour("tiny") is None
+
+
+@pytest.mark.parametrize("told", ["nobody=http://x:1", "whole", "whole=https://x:1", "whole=x:1"])
+def test_wrong_place_of_a_neighbour_is_refused_by_name(tmp_path: Path, told: str) -> None:
+    given = write_home(tmp_path, gate=front_gate(whole="http://base-whole:8000"))
+    with pytest.raises(SettingError, match="LORAPACK_NEIGHBOURS"):
+        read_setting(given | {"LORAPACK_NEIGHBOURS": told}, tmp_path)
+
+
+def test_server_of_a_whole_model_takes_no_adapters(tmp_path: Path) -> None:
+    given = write_home(tmp_path, gate=whole_gate(), expected=whole_expected())
+    setting = read_setting(given, tmp_path)
+    assert setting.base == ""
+    command = server_command([], setting, Installed("0.32.0", on_cpu=True))
+    assert command[3:] == ["--config", "serve.yaml"]

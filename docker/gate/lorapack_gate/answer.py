@@ -58,8 +58,9 @@ async def send_json(send: Send, status: int, document: Any, headers: Headers = (
 
 async def send_bytes(send: Send, status: int, body: bytes, headers: Headers) -> None:
     """Sends a whole response."""
-    length = (b"content-length", str(len(body)).encode())
+    # RFC 9110, section 8.6: an answer without content has no length either.
+    length = () if status == 204 else ((b"content-length", str(len(body)).encode()),)
     await send(
-        {"type": "http.response.start", "status": status, "headers": [*headers, length]},
+        {"type": "http.response.start", "status": status, "headers": [*headers, *length]},
     )
     await send({"type": "http.response.body", "body": body})

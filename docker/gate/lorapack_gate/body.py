@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from lorapack_gate.answer import Message, Receive, RefusedError, Scope
+from lorapack_gate.document import Model
 from lorapack_gate.door import Door
-from lorapack_gate.setting import Model, Setting
+from lorapack_gate.setting import Setting
 
 _BODY_SECONDS = 30.0
 
@@ -29,7 +30,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise _too_large(limit)
     try:
         return await asyncio.wait_for(_collect(receive, limit), _BODY_SECONDS)
-    except TimeoutError as problem:
+    except asyncio.TimeoutError as problem:  # noqa: UP041 - Python 3.10
         raise RefusedError(
             408,
             f"the request did not arrive within {_BODY_SECONDS:.0f} seconds",
@@ -74,23 +75,21 @@ def with_length(scope: Scope, size: int) -> Scope:
     return {**scope, "headers": [*headers, (b"content-length", str(size).encode())]}
 
 
-def complete_request(body: bytes, door: Door, setting: Setting) -> tuple[Model, bytes]:
+def complete_request(payload: dict[str, Any], body: bytes, door: Door, model: Model) -> bytes:
     """Checks a request and adds what its model needs: a chat template, tokens that end answers.
 
     Args:
-        body: As the client sent it.
+        payload: What the client sent, as `parse_request` read it.
+        body: The same as it sent it.
         door: Where it sent it to.
-        setting: Which models there are.
+        model: That it asks for.
 
     Returns:
-        The model that is asked for, and the body to go on with: the same bytes where nothing
-        had to be added.
+        The body to go on with: the same bytes where nothing had to be added.
 
     Raises:
-        RefusedError: No JSON object, no known model, or a template of the client's own.
+        RefusedError: A template of the client's own, or messages for a model without one.
     """
-    payload = _parse(body)
-    model = _find_model(payload, setting)
     _check_template(payload)
     talks = door.chat and "messages" in payload
     if talks and not model.chat:
@@ -107,11 +106,16 @@ def complete_request(body: bytes, door: Door, setting: Setting) -> tuple[Model, 
     if door.kind == "generate" and model.stop_token_ids and not payload.get("ignore_eos"):
         added["stop_token_ids"] = _stops(payload, model)
     if not added:
-        return model, body
-    return model, json.dumps({**payload, **added}).encode()
+        return body
+    return json.dumps({**payload, **added}).encode()
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_request(body: bytes) -> dict[str, Any]:
+    """Reads the JSON of a request.
+
+    Raises:
+        RefusedError: It is not JSON, or no object.
+    """
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError) as problem:
@@ -125,9 +129,14 @@ def _parse(body: bytes) -> dict[str, Any]:
     return payload
 
 
-def _find_model(payload: dict[str, Any], setting: Setting) -> Model:
+def named_model(payload: dict[str, Any], setting: Setting) -> str:
+    """Returns which model a request is for.
+
+    Raises:
+        RefusedError: It names none, or one that neither this server nor a neighbour has.
+    """
     name = payload.get("model")
-    known = ", ".join(model.name for model in setting.models)
+    known = ", ".join(setting.names)
     if name is None:
         raise RefusedError(
             400,
@@ -135,8 +144,7 @@ def _find_model(payload: dict[str, Any], setting: Setting) -> Model:
             code="missing_model",
             param="model",
         )
-    model = setting.find_model(name) if isinstance(name, str) else None
-    if model is None:
+    if not isinstance(name, str) or name not in setting.names:
         raise RefusedError(
             404,
             f"the model {name!r:.200} does not exist; this server has: {known}",
@@ -144,7 +152,7 @@ def _find_model(payload: dict[str, Any], setting: Setting) -> Model:
             code="model_not_found",
             param="model",
         )
-    return model
+    return name
 
 
 def _check_template(payload: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["live", "ready", "metrics", "plain", "generate", "tokens"]
+Kind = Literal["live", "ready", "metrics", "models", "plain", "generate", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ DOORS: dict[str, Door] = {
     "/ready": Door("ready", ("GET", "HEAD")),
     "/metrics": Door("metrics"),
     "/version": Door("plain"),
-    "/v1/models": Door("plain"),
+    "/v1/models": Door("models"),
     "/v1/chat/completions": Door("generate", _POST, chat=True),
     "/v1/completions": Door("generate", _POST),
     "/tokenize": Door("tokens", _POST, chat=True),

@@ -1,4 +1,4 @@
-"""`expected.json`: what the proof says that base and adapters answer."""
+"""`expected.json`: what the proof says that base, adapters and whole models answer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ class Question:
     Attributes:
         prompt: Token ids.
         top: (token id, natural log-probability) of the likeliest tokens, the likeliest first.
+        base: Natural log-probabilities of the same tokens by the base, as they were when the
+            proof was made; empty where the base itself is asked.
     """
 
     prompt: tuple[int, ...]
     top: tuple[tuple[int, float], ...]
+    base: tuple[float, ...] = ()
+
+    @property
+    def base_answer(self) -> dict[int, float]:
+        """What the base answered: token id → log-probability."""
+        return {token: value for (token, _), value in zip(self.top, self.base, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class ExpectedModel:
 
     Attributes:
         name: As served.
-        kind: `base` or `adapter`.
+        kind: `base`, `adapter`, or `merged` for a whole model.
         bound: Largest mean divergence from the truth, in nats, that still is agreement.
         questions: At least one.
     """
@@ -77,6 +85,8 @@ def _model(raw: Mapping[str, Any]) -> ExpectedModel:
     )
     if not model.questions or not (math.isfinite(model.bound) and model.bound > 0):
         raise ExpectedError(f"model {model.name!r:.80} has no questions or no bound")
+    if model.kind == "merged" and not all(question.base for question in model.questions):
+        raise ExpectedError(f"model {model.name!r:.80} has no answers of its base")
     return model
 
 
@@ -84,8 +94,12 @@ def _question(raw: Mapping[str, Any]) -> Question:
     question = Question(
         prompt=tuple(int(token) for token in raw["prompt"]),
         top=tuple((int(token), float(value)) for token, value in raw["top"]),
+        base=tuple(float(value) for value in raw.get("base", ())),
     )
-    likely = all(math.isfinite(value) and value <= 0 for _, value in question.top)
+    told = [*(value for _, value in question.top), *question.base]
+    likely = all(math.isfinite(value) and value <= 0 for value in told)
+    if len(question.base) not in (0, len(question.top)):
+        raise ExpectedError("a question with another number of the base's answers")
     if not question.prompt or not question.top or not likely:
         raise ExpectedError("a question without a prompt or without log-probabilities")
     return question

@@ -2,15 +2,19 @@
 
 It lets through what `door.DOORS` lists to who has a key, and answers for a model only once the
 probe has seen that the server behind it serves every adapter as the proof says. What passes is
-handed on untouched: a response that streams, streams.
+handed on untouched: a response that streams, streams. What another server of the bundle answers
+as is handed on to that one, whose own gate does the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +29,30 @@ from lorapack_gate.answer import (
     send_json,
     send_refusal,
 )
-from lorapack_gate.body import GoneError, complete_request, read_body, replay, with_length
+from lorapack_gate.body import (
+    GoneError,
+    complete_request,
+    named_model,
+    parse_request,
+    read_body,
+    replay,
+    with_length,
+)
+from lorapack_gate.document import Neighbour
 from lorapack_gate.door import DOORS, Door
 from lorapack_gate.drain import Drain
+from lorapack_gate.exchange import ExchangeError
+from lorapack_gate.forward import BrokenError, forward
 from lorapack_gate.inner import ask_inside
 from lorapack_gate.key import check_local, has_key, missing_key
 from lorapack_gate.metric import Metrics
+from lorapack_gate.neighbour import Neighbours
+from lorapack_gate.origin import allowed_headers, is_preflight, send_preflight, with_headers
 from lorapack_gate.readiness import Readiness
-from lorapack_gate.setting import Model, Setting, read_setting
+from lorapack_gate.setting import Setting, read_setting
+
+Answer = Callable[[Send], Awaitable[None]]
+"""Answers a request by sending."""
 
 _LOG = logging.getLogger("uvicorn.error")
 _TEXT = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
@@ -53,7 +73,8 @@ class Gate:
         home = Path(os.environ.get("LORAPACK_HOME") or ".")
         self._app = app
         self._setting = setting or read_setting(os.environ, home)
-        self._metrics = Metrics([model.name for model in self._setting.models])
+        self._metrics = Metrics(self._setting.names)
+        self._neighbours = Neighbours(self._setting.neighbours)
         self._readiness = Readiness(self._setting)
         self._drain = Drain(lambda: self._metrics.waiting, self._setting.drain_seconds)
         self._host: Any = None
@@ -102,6 +123,11 @@ class Gate:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         door = DOORS.get(scope["path"])
+        crossing = allowed_headers(scope, self._setting.origins)
+        if crossing and door is not None and is_preflight(scope):
+            await send_preflight(send, door.methods, crossing)
+            return
+        send = with_headers(send, crossing)
         try:
             self._check_peer(scope, door)
             if door is None:
@@ -118,7 +144,7 @@ class Gate:
         if door is not None and door.is_open:
             return
         if self._setting.without_key:
-            check_local(scope)
+            check_local(scope, self._setting.origins)
             return
         keys = self._setting.keys
         if door is not None and door.kind == "metrics":
@@ -128,16 +154,29 @@ class Gate:
 
     async def _enter(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
         if door.kind == "ready":
-            document = self._readiness.document(stopping=self._drain.stopping)
+            seen = await self._neighbours.look()
+            document = self._readiness.document(seen, stopping=self._drain.stopping)
             await send_json(send, 200 if document["ready"] else 503, document)
         elif door.kind == "metrics":
             await self._send_metrics(send)
+        elif door.kind == "models" and self._setting.neighbours:
+            await self._list_models(scope, send)
         elif door.takes_model:
             await self._admit(door, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
+    async def _list_models(self, scope: Scope, send: Send) -> None:
+        status, body = await self._ask("GET", scope["path"])
+        if status == 200:
+            document = json.loads(body)
+            document["data"] += await self._neighbours.list_models(tuple(scope["headers"]))
+            body = json.dumps(document).encode()
+        await send_bytes(send, status, body, ((b"content-type", b"application/json"),))
+
     async def _send_metrics(self, send: Send) -> None:
+        seen = await self._neighbours.look()
+        self._metrics.neighbours = {each.name: each.ready for each in seen}
         status, body = await self._ask("GET", "/metrics")
         if status == 200:
             body = body.rstrip(b"\n") + b"\n" + self._metrics.render().encode()
@@ -165,15 +204,35 @@ class Gate:
         self._metrics.waiting += 1
         try:
             body = await read_body(scope, receive, self._setting.max_body_bytes)
-            model, completed = complete_request(body, door, self._setting)
-            if completed is not body:
-                scope = with_length(scope, len(completed))
-            await self._pass(model, scope, replay(completed, receive), send)
+            payload = parse_request(body)
+            name = named_model(payload, self._setting)
+            neighbour = self._setting.find_neighbour(name)
+            if neighbour is not None:
+                answer: Answer = partial(_hand_on, neighbour, scope, body, receive)
+            else:
+                answer = self._own_answer(door, name, payload, body, scope, receive)
+            await self._count(name, answer, send)
         finally:
             self._metrics.waiting -= 1
 
-    async def _pass(self, model: Model, scope: Scope, receive: Receive, send: Send) -> None:
-        name, metrics, begun = model.name, self._metrics, time.perf_counter()
+    def _own_answer(
+        self,
+        door: Door,
+        name: str,
+        payload: dict[str, Any],
+        body: bytes,
+        scope: Scope,
+        receive: Receive,
+    ) -> Answer:
+        model = self._setting.find_model(name)
+        assert model is not None
+        completed = complete_request(payload, body, door, model)
+        if completed is not body:
+            scope = with_length(scope, len(completed))
+        return partial(self._app, scope, replay(completed, receive))
+
+    async def _count(self, name: str, answer: Answer, send: Send) -> None:
+        metrics, begun = self._metrics, time.perf_counter()
         status, first = 500, True
 
         async def watched(message: Message) -> None:
@@ -187,11 +246,34 @@ class Gate:
 
         metrics.in_flight[name] += 1
         try:
-            await self._app(scope, receive, watched)
+            await answer(watched)
+        except RefusedError as refusal:
+            status = refusal.status
+            raise
         finally:
             metrics.in_flight[name] -= 1
             metrics.requests[name, status] += 1
             metrics.duration[name].observe(time.perf_counter() - begun)
+
+
+async def _hand_on(
+    neighbour: Neighbour, scope: Scope, body: bytes, receive: Receive, send: Send
+) -> None:
+    try:
+        await forward(neighbour.address, scope, body, receive, send)
+    except ExchangeError as problem:
+        _LOG.warning("lorapack: neighbour %r at %s: %s", neighbour.name, neighbour.address, problem)
+        raise RefusedError(
+            503,
+            f"the server of this model, {neighbour.name!r}, cannot be reached: try again later",
+            kind="service_unavailable_error",
+            code="neighbour_unreachable",
+            headers=((b"retry-after", b"1"),),
+        ) from problem
+    except BrokenError as problem:
+        # Returning from here with half an answer makes the server close the connection, which is
+        # what tells the client that it is half an answer.
+        _LOG.error("lorapack: neighbour %r broke off an answer: %s", neighbour.name, problem)
 
 
 def _check_method(scope: Scope, door: Door) -> None:

@@ -21,10 +21,10 @@ class Verdict:
 
     Attributes:
         name: As served.
-        kind: `base` or `adapter`.
+        kind: `base`, `adapter` or `merged`.
         divergence: Mean divergence of its answers from the truth, in nats.
         bound: Largest one that is agreement.
-        base_divergence: The same of the base's answers to the same questions, for adapters.
+        base_divergence: The same of the base's answers to the same questions; None for the base.
         reason: Why it failed, or nothing.
     """
 
@@ -56,7 +56,8 @@ def judge(
     Args:
         model: What the proof says.
         answers: Of this model, one for each question.
-        base_answers: Of the base to the same questions; None if the model is the base.
+        base_answers: Of the base to the same questions, served beside an adapter, or as the proof
+            recorded them where a whole model is served; None if the model is the base.
     """
     divergence = mean_divergence(model.questions, answers)
     base = None if base_answers is None else mean_divergence(model.questions, base_answers)
@@ -97,16 +98,21 @@ def divergence(question: Question, answer: Answer) -> float:
 
 def _reason(model: ExpectedModel, served: float, base: float | None) -> str:
     if base is not None and not served < base / 2:
+        cause = "it is another model" if model.kind == "merged" else "its weights are not applied"
         return (
-            f"adapter {model.name!r} answers as the base does: {served:.3g} nats from the proof, "
-            f"and the base itself {base:.3g}; its weights are not applied"
+            f"{_called(model)} answers as the base does: {served:.3g} nats from the proof, "
+            f"and the base itself {base:.3g}; {cause}"
         )
     if not served <= model.bound:
         return (
-            f"{model.kind} {model.name!r} does not answer as in the proof: {served:.3g} nats from "
+            f"{_called(model)} does not answer as in the proof: {served:.3g} nats from "
             f"it, and at most {model.bound:.3g} are allowed"
         )
     return ""
+
+
+def _called(model: ExpectedModel) -> str:
+    return f"{'merged model' if model.kind == 'merged' else model.kind} {model.name!r}"
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from lorapack_gate.answer import RefusedError, Scope
+from lorapack_gate.origin import host_of, origin_of
 
 _SCHEME = b"bearer"
 _MAX_KEY_BYTES = 4096
@@ -35,15 +36,22 @@ def has_key(scope: Scope, digests: Sequence[bytes]) -> bool:
     return found
 
 
-def check_local(scope: Scope) -> None:
+def check_local(scope: Scope, origins: Sequence[str] = ()) -> None:
     """Refuses peers on other machines, and pages in a browser that only seem to be local.
 
+    Args:
+        scope: Of the request.
+        origins: Pages of other machines that are allowed all the same.
+
     Raises:
-        RefusedError: The peer or the host that it asked for is not this machine.
+        RefusedError: The peer, the host that it asked for, or the page is not this machine's.
     """
     peer = (scope.get("client") or ("", 0))[0]
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    if not is_loopback(peer) or not all(is_loopback(_host_of(host)) for host in hosts):
+    page = origin_of(scope)
+    from_here = page is None or page in origins or is_loopback(host_of(page))
+    local = is_loopback(peer) and all(is_loopback(_host_of(host)) for host in hosts)
+    if not (local and from_here):
         raise RefusedError(
             403,
             "this server runs without an API key and answers this machine only",

@@ -56,6 +56,7 @@ class Metrics:
         self.refused: Counter[str] = Counter()
         self.divergence: dict[str, float] = {}
         self.bound: dict[str, float] = {}
+        self.neighbours: dict[str, bool] = {}
 
     def render(self) -> str:
         """Returns all samples, each on a line."""
@@ -65,6 +66,11 @@ class Metrics:
         yield "# HELP lorapack_ready Whether the probe has passed."
         yield "# TYPE lorapack_ready gauge"
         yield f"lorapack_ready {int(self.ready)}"
+        if self.neighbours:
+            yield "# HELP lorapack_neighbour_ready Whether another server of the bundle is ready."
+            yield "# TYPE lorapack_neighbour_ready gauge"
+        for name, ready in sorted(self.neighbours.items()):
+            yield f'lorapack_neighbour_ready{{neighbour="{_escape(name)}"}} {int(ready)}'
         yield "# HELP lorapack_requests_total Requests that reached a model, by HTTP status."
         yield "# TYPE lorapack_requests_total counter"
         for (model, status), count in sorted(self.requests.items()):

@@ -2,7 +2,8 @@
 
 vLLM 0.32.0 loads an adapter whose tensor names fit nothing without a word, lists it, and answers
 as the base. Only asking it shows that. Base and adapters are asked at the same time: batches that
-mix them go other ways through the engine than those that do not.
+mix them go other ways through the engine than those that do not. A whole model has no base beside
+it: its answers are held against those that the proof recorded of the base.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 
-from lorapack_gate.expected import Expected, Question
+from lorapack_gate.expected import Expected, ExpectedModel, Question
 from lorapack_gate.judge import Answer, Verdict, judge
 
 Ask = Callable[[str, str, bytes], Awaitable[tuple[int, bytes]]]
@@ -29,11 +30,11 @@ class ProbeError(Exception):
 
 
 async def probe(expected: Expected, base: str, ask: Ask) -> tuple[Verdict, ...]:
-    """Asks base and adapters, and judges their answers.
+    """Asks every model, and judges the answers.
 
     Args:
         expected: What the proof says.
-        base: The base's served name.
+        base: The base's served name; empty where there is none.
         ask: Sends a request.
 
     Raises:
@@ -53,7 +54,11 @@ async def probe(expected: Expected, base: str, ask: Ask) -> tuple[Verdict, ...]:
         return [known[model, question] for question in questions]
 
     asked = [
-        (model, begin(model.name, model.questions), begin(base, model.questions))
+        (
+            model,
+            begin(model.name, model.questions),
+            begin(base, model.questions) if model.kind == "adapter" else [],
+        )
         for model in expected.models
     ]
     try:
@@ -62,9 +67,15 @@ async def probe(expected: Expected, base: str, ask: Ask) -> tuple[Verdict, ...]:
         for task in known.values():
             task.cancel()
     return tuple(
-        judge(model, _results(own), None if model.name == base else _results(others))
+        judge(model, _results(own), _base_answers(model, _results(others)))
         for model, own, others in asked
     )
+
+
+def _base_answers(model: ExpectedModel, served: Sequence[Answer]) -> Sequence[Answer] | None:
+    if model.kind == "merged":
+        return [question.base_answer for question in model.questions]
+    return served if model.kind == "adapter" else None
 
 
 def _results(tasks: Sequence[asyncio.Task[Answer]]) -> list[Answer]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lorapack_gate.answer import RefusedError
 from lorapack_gate.judge import Verdict
 from lorapack_gate.metric import Metrics
+from lorapack_gate.neighbour import Seen
 from lorapack_gate.probe import Ask, ProbeError, probe
 from lorapack_gate.setting import Setting
 
-State = Literal["starting", "probing", "ready", "failed"]
+State = Literal["starting", "probing", "ready", "failed", "waiting", "stopping"]
+"""What one server is by itself, and besides: waiting for a neighbour, or about to end."""
 
 _UNPROVEN = (
-    "the bundle holds no expected answers, so nothing shows that its adapters are served right: "
+    "the bundle holds no expected answers, so nothing shows that its models are served right: "
     "release it again with its proof, or start with LORAPACK_ALLOW_UNPROVEN=1"
 )
 
@@ -46,7 +49,7 @@ class Readiness:
             else:
                 self.fail(_UNPROVEN)
             return
-        self._state, self._reason = "probing", "base and adapters are being asked"
+        self._state, self._reason = "probing", "its models are being asked"
         try:
             self._verdicts = await probe(expected, self._setting.base, ask)
         except ProbeError as problem:
@@ -84,18 +87,29 @@ class Readiness:
                 headers=retry,
             )
 
-    def document(self, *, stopping: bool = False) -> dict[str, Any]:
-        """Returns what `GET /ready` tells.
+    def document(self, seen: Sequence[Seen] = (), *, stopping: bool = False) -> dict[str, Any]:
+        """Returns what `GET /ready` tells: ready is who can answer for every model of the bundle.
 
         Args:
+            seen: How the neighbours are.
             stopping: Whether the server is about to end.
         """
+        state, reason = self._state, self._reason
+        absent = [f"neighbour {each.name!r} is not ready: {each.reason}" for each in seen
+                  if not each.ready]  # fmt: skip
+        if stopping:
+            state, reason = "stopping", "the server is being stopped"
+        elif self.is_ready and absent:
+            state, reason = "waiting", "; ".join(absent)
+        proven = bool(self._verdicts) and self.is_ready and all(each.proven for each in seen)
+        own = [verdict.to_json() for verdict in self._verdicts]
         return {
-            "ready": self.is_ready and not stopping,
-            "state": "stopping" if stopping else self._state,
-            "proven": bool(self._verdicts) and self.is_ready,
-            "reason": ("the server is being stopped" if stopping else self._reason) or None,
-            "models": [verdict.to_json() for verdict in self._verdicts],
+            "ready": state == "ready",
+            "state": state,
+            "proven": proven,
+            "reason": reason or None,
+            "models": [*own, *(model for each in seen for model in each.models)],
+            "neighbours": {each.name: each.ready for each in seen},
         }
 
     def tell(self, log: logging.Logger) -> None:

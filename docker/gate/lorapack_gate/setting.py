@@ -1,49 +1,21 @@
-"""What the gate is told: `gate.json` of the bundle, key files, and limits from the environment."""
+"""What the gate is told: the bundle's document, key files, and limits from the environment."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from lorapack_gate.expected import Expected, ExpectedError, parse_expected
+from lorapack_gate.address import parse_address
+from lorapack_gate.document import Model, Neighbour, read_document
+from lorapack_gate.expected import Expected
+from lorapack_gate.file import SettingError
+from lorapack_gate.keyfile import read_keys
+from lorapack_gate.origin import ANY, parse_origins
 
-SCHEMA_VERSION = 1
-DOCUMENT_NAME = "gate.json"
-
-MIN_KEY_LENGTH = 16
 DEFAULT_BODY_BYTES = 4 << 20
 DEFAULT_CONCURRENCY = 256
 DEFAULT_DRAIN_SECONDS = 60
-
-_MAX_FILE_BYTES = 64 << 20
-_MAX_KEY_FILE_BYTES = 1 << 16
-
-
-class SettingError(Exception):
-    """The gate cannot start: what is wrong, in words for who starts the server."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A name that the server answers to.
-
-    Attributes:
-        name: As clients give it.
-        kind: `base` or `adapter`.
-        chat_template: Text of the model's own chat template, or None for the server's.
-        stop_token_ids: Tokens that end its answers besides the base's own.
-        chat: Whether there is a template that renders conversations for it.
-    """
-
-    name: str
-    kind: str
-    chat_template: str | None
-    stop_token_ids: tuple[int, ...]
-    chat: bool
 
 
 @dataclass(frozen=True)
@@ -51,14 +23,16 @@ class Setting:
     """Everything that the gate goes by.
 
     Attributes:
-        models: In the bundle's order.
+        models: Of this server, in the bundle's order.
         base: The name of the base among them; empty where only whole models are served.
         version: Of vLLM, that the bundle was checked with.
         expected: The proof's answers, or None where the bundle has none.
-        allow_unproven: Whether to be ready without them.
+        neighbours: Other servers of the bundle, to which requests for their models are handed on.
+        allow_unproven: Whether to be ready without the proof's answers.
         keys: SHA-256 of every API key; empty only where `without_key` is set.
         metrics_keys: SHA-256 of the keys that open the metrics and nothing else.
         without_key: Whether peers on this machine need no key, and nobody else is answered.
+        origins: Web sites whose pages may ask this server from within a browser.
         max_body_bytes: Largest body of a request.
         max_concurrency: Most requests in flight.
         drain_seconds: The longest that requests in flight are waited for at the end.
@@ -68,17 +42,29 @@ class Setting:
     base: str
     version: str
     expected: Expected | None
+    neighbours: tuple[Neighbour, ...]
     allow_unproven: bool
     keys: tuple[bytes, ...]
     metrics_keys: tuple[bytes, ...]
     without_key: bool
+    origins: tuple[str, ...]
     max_body_bytes: int
     max_concurrency: int
     drain_seconds: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that may be asked for: this server's models, then its neighbours'."""
+        own = [model.name for model in self.models]
+        return (*own, *(name for neighbour in self.neighbours for name in neighbour.models))
+
     def find_model(self, name: str) -> Model | None:
-        """Returns the model of that name."""
+        """Returns this server's model of that name."""
         return next((model for model in self.models if model.name == name), None)
+
+    def find_neighbour(self, name: str) -> Neighbour | None:
+        """Returns the neighbour that answers as the model of that name."""
+        return next((each for each in self.neighbours if name in each.models), None)
 
 
 def read_setting(environment: Mapping[str, str], home: Path) -> Setting:
@@ -91,7 +77,7 @@ def read_setting(environment: Mapping[str, str], home: Path) -> Setting:
     Raises:
         SettingError: A file or variable is missing, unreadable, or not what it should be.
     """
-    document = _read_document(home / DOCUMENT_NAME)
+    document = read_document(home)
     without_key = _switch(environment, "LORAPACK_INSECURE_NO_AUTH")
     key_file = environment.get("LORAPACK_API_KEY_FILE", "")
     if without_key and key_file:
@@ -105,103 +91,53 @@ def read_setting(environment: Mapping[str, str], home: Path) -> Setting:
             "(make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
         )
     metrics_file = environment.get("LORAPACK_METRICS_KEY_FILE", "")
-    try:
-        return Setting(
-            models=tuple(_model(item, home) for item in document["models"]),
-            base=document["base"] or "",
-            version=_text(document["vllm_version"]),
-            expected=_read_expected(document["expected"], home),
-            allow_unproven=_switch(environment, "LORAPACK_ALLOW_UNPROVEN"),
-            keys=read_keys(Path(key_file)) if key_file else (),
-            metrics_keys=read_keys(Path(metrics_file)) if metrics_file else (),
-            without_key=without_key,
-            max_body_bytes=_count(environment, "LORAPACK_MAX_BODY_BYTES", DEFAULT_BODY_BYTES),
-            max_concurrency=_count(environment, "LORAPACK_MAX_CONCURRENCY", DEFAULT_CONCURRENCY),
-            drain_seconds=_count(environment, "LORAPACK_DRAIN_SECONDS", DEFAULT_DRAIN_SECONDS),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise SettingError(f"{home / DOCUMENT_NAME} is damaged: {problem}") from problem
-
-
-def read_keys(path: Path) -> tuple[bytes, ...]:
-    """Returns the SHA-256 of every key of a file, which holds one key a line.
-
-    Raises:
-        SettingError: The file is missing, unreadable or empty, or a key is short or not printable.
-    """
-    lines = _read(path, _MAX_KEY_FILE_BYTES).decode("ascii", errors="replace").splitlines()
-    keys = [line.strip() for line in lines if line.strip()]
-    if not keys:
-        raise SettingError(f"the key file {path} is empty: write a key into it")
-    for key in keys:
-        if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
-            raise SettingError(
-                f"the key file {path} holds a key that is not one: expected at least "
-                f"{MIN_KEY_LENGTH} printable ASCII characters without spaces, one key a line"
-            )
-    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_read(path, _MAX_FILE_BYTES))
-    except (ValueError, RecursionError) as problem:
-        raise SettingError(f"{path} is not JSON: {problem}") from problem
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise SettingError(
-            f"{path} has another schema: expected schema_version {SCHEMA_VERSION}, found "
-            f"{version!r:.40}; use the gate that came with the bundle"
-        )
-    return dict(document)
-
-
-def _model(raw: Mapping[str, Any], home: Path) -> Model:
-    template = raw["chat_template"]
-    stops = raw["stop_token_ids"]
-    if not all(type(token) is int for token in stops):
-        raise ValueError(f"stop_token_ids {stops!r:.80}")
-    return Model(
-        name=_text(raw["name"]),
-        kind=_text(raw["kind"]),
-        chat_template=None if template is None else _read_inside(home, template).decode(),
-        stop_token_ids=tuple(stops),
-        chat=raw["chat"] is True,
+    return Setting(
+        models=document.models,
+        base=document.base,
+        version=document.version,
+        expected=document.expected,
+        neighbours=tuple(_placed(document.neighbours, environment)),
+        allow_unproven=_switch(environment, "LORAPACK_ALLOW_UNPROVEN"),
+        keys=read_keys(Path(key_file)) if key_file else (),
+        metrics_keys=read_keys(Path(metrics_file)) if metrics_file else (),
+        without_key=without_key,
+        origins=_origins(environment, without_key=without_key),
+        max_body_bytes=_count(environment, "LORAPACK_MAX_BODY_BYTES", DEFAULT_BODY_BYTES),
+        max_concurrency=_count(environment, "LORAPACK_MAX_CONCURRENCY", DEFAULT_CONCURRENCY),
+        drain_seconds=_count(environment, "LORAPACK_DRAIN_SECONDS", DEFAULT_DRAIN_SECONDS),
     )
 
 
-def _read_expected(name: str | None, home: Path) -> Expected | None:
-    if name is None:
-        return None
-    text = _read_inside(home, name)
+def _placed(
+    neighbours: tuple[Neighbour, ...], environment: Mapping[str, str]
+) -> Iterator[Neighbour]:
+    """Yields the neighbours where the environment says that they are: `name=url,name=url`."""
+    variable = "LORAPACK_NEIGHBOURS"
+    told = [item for item in environment.get(variable, "").split(",") if item]
+    places = {}
+    for name, _, url in (item.partition("=") for item in told):
+        if name not in {neighbour.name for neighbour in neighbours}:
+            raise SettingError(f"{variable} names {name!r:.80}, which is no neighbour")
+        try:
+            places[name] = parse_address(url)
+        except ValueError as problem:
+            raise SettingError(f"{variable}: {problem}") from problem
+    for neighbour in neighbours:
+        yield replace(neighbour, address=places.get(neighbour.name, neighbour.address))
+
+
+def _origins(environment: Mapping[str, str], *, without_key: bool) -> tuple[str, ...]:
+    variable = "LORAPACK_ALLOWED_ORIGINS"
     try:
-        return parse_expected(json.loads(text))
-    except (ExpectedError, ValueError, RecursionError) as problem:
-        raise SettingError(f"{home / name} is damaged: {problem}") from problem
-
-
-def _read_inside(home: Path, name: str) -> bytes:
-    parts = PurePosixPath(_text(name)).parts
-    if not parts or parts[0] == "/" or ".." in parts:
-        raise ValueError(f"{name!r:.80} leads out of the bundle")
-    return _read(home / name, _MAX_FILE_BYTES)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as problem:
-        raise SettingError(f"{path} cannot be read: {problem.strerror or problem}") from problem
-    if len(data) > limit:
-        raise SettingError(f"{path} is larger than {limit} bytes")
-    return data
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"expected text, found {value!r:.80}")
-    return value
+        origins = parse_origins(environment.get(variable, ""))
+    except ValueError as problem:
+        raise SettingError(f"{variable}: {problem}") from problem
+    if without_key and ANY in origins:
+        raise SettingError(
+            f"{variable} is {ANY}: without an API key, every page that a browser on this machine "
+            "shows could ask; list the pages that may"
+        )
+    return origins
 
 
 def _switch(environment: Mapping[str, str], name: str) -> bool:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from lorapack_gate.document import DOCUMENT_NAME
+from lorapack_gate.file import SettingError
 from lorapack_gate.key import is_loopback
-from lorapack_gate.setting import DOCUMENT_NAME, Setting, SettingError, read_setting
+from lorapack_gate.setting import Setting, read_setting
 
 EX_CONFIG = 78
 """Exit code where the configuration is at fault, as sysexits.h has it."""
@@ -29,6 +31,8 @@ _REFUSED_FLAGS = {
     "--middleware": "the bundle's own gate is the middleware",
     "--config": f"the configuration is the bundle's {CONFIG_NAME}",
     "--root-path": "paths are compared as they come",
+    "--allowed-origins": "name web sites in LORAPACK_ALLOWED_ORIGINS, which the gate reads",
+    "--allow-credentials": "keys are sent by scripts, not by browsers",
 }
 _CLOSED_VARIABLES = (
     # Lets any caller load an adapter from any path.
@@ -125,12 +129,12 @@ def server_command(
             f"127.0.0.1, found {host or 'none'}"
         )
     module = "vllm.entrypoints.openai.api_server"
-    places = str(sum(model.kind == "adapter" for model in setting.models) + 1)
-    own = ["--max-loras", places, "--max-cpu-loras", places]
-    on_cpu = installed is not None and installed.on_cpu
-    return [
-        sys.executable, "-m", module, "--config", CONFIG_NAME, *(own if on_cpu else ()), *arguments
-    ]  # fmt: skip
+    adapters = sum(model.kind == "adapter" for model in setting.models)
+    own: list[str] = []
+    if adapters and installed is not None and installed.on_cpu:
+        places = str(adapters + 1)
+        own = ["--max-loras", places, "--max-cpu-loras", places]
+    return [sys.executable, "-m", module, "--config", CONFIG_NAME, *own, *arguments]
 
 
 def check_version(setting: Setting, installed: Installed | None) -> list[str]:
