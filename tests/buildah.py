@@ -10,12 +10,29 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 BASE_IMAGE = "localhost/lorapack-test-base:12"
 _PACKAGES = "python3,python3-venv,ca-certificates"
+
+# As a container engine starts a container whose root is read-only: nothing can be written but what
+# is mounted, and no right can be had. The shell becomes the program, whose signals are its own.
+_CONFINE = """
+root=$1 cache=$2 secrets=$3 folder=$4 user=$5; shift 5
+mount --bind "$root" "$root"
+mount --bind "$cache" "$root/cache"
+mount --bind --options ro "$secrets" "$root/run/secrets"
+mount --types tmpfs --options mode=1777,nosuid,nodev tmpfs "$root/tmp"
+mount --types proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
+mount --options remount,bind,ro "$root"
+exec chroot "$root" setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs \
+    --bounding-set=-all --inh-caps=-all env --ignore-environment --chdir="$folder" "$@"
+"""
 
 
 def run(*command: str, folder: Path | None = None) -> str:
@@ -57,6 +74,41 @@ def image_config(image: str) -> dict[str, Any]:
     described = json.loads(run("buildah", "inspect", "--type", "image", image))
     config: dict[str, Any] = described["Docker"]["config"]
     return config
+
+
+@contextmanager
+def mounted(container: str) -> Iterator[Path]:
+    """Gives the root of a container's files, with the places that secrets are mounted at."""
+    root = Path(run("buildah", "mount", container))
+    (root / "run/secrets").mkdir(parents=True, exist_ok=True)
+    try:
+        yield root
+    finally:
+        run("buildah", "umount", container)
+
+
+def confined(
+    root: Path, image: str, command: Sequence[str], *, cache: Path, secrets: Path, **further: str
+) -> list[str]:
+    """Returns a command that runs one of an image, its root for reading only.
+
+    Args:
+        root: Of the container's files.
+        image: Whose user, folder and environment it gets.
+        command: To run there.
+        cache: What is mounted for writing.
+        secrets: What is mounted for keys.
+        **further: Variables of its environment.
+    """
+    config = image_config(image)
+    uid = config["User"].partition(":")[0]
+    shutil.chown(cache, int(uid), int(uid))
+    given = [f"{name}={value}" for name, value in further.items()]
+    return [
+        "unshare", "--mount", "--", "sh", "-euc", _CONFINE, "sh",
+        str(root), str(cache), str(secrets), config["WorkingDir"], uid,
+        *config["Env"], *given, *command,
+    ]  # fmt: skip
 
 
 def _has_image(name: str) -> bool:

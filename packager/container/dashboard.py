@@ -104,14 +104,15 @@ _ENGINE = (
 def render_dashboard(deployment: Deployment) -> str:
     """Returns the dashboard that Grafana imports."""
     plan = deployment.plan
-    names = (plan.base.name, *(adapter.name for adapter in plan.adapters))
+    others = tuple(server.name for server in deployment.neighbours)
     panels: list[dict[str, Any]] = []
-    for title, row in (("Engine", _ENGINE), *((name, _model_panels(name)) for name in names)):
+    rows = ((name, _model_panels(name, others)) for name in plan.names)
+    for title, row in (("Engine", _ENGINE), *rows):
         panels += _lay_out(title, row, panels)
     document = {
         "uid": deployment.name,
-        "title": f"{plan.base.name} and its adapters",
-        "description": "vLLM with many adapters on one base",
+        "title": deployment.title,
+        "description": "vLLM, and each model that it answers as",
         "tags": ["vllm", "lorapack"],
         "schemaVersion": 41,
         "version": 1,
@@ -119,15 +120,18 @@ def render_dashboard(deployment: Deployment) -> str:
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": list(_variables(deployment.name))},
+        "templating": {"list": list(_variables(deployment))},
         "panels": panels,
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
-def _model_panels(name: str) -> tuple[_Panel, ...]:
+def _model_panels(name: str, neighbours: tuple[str, ...]) -> tuple[_Panel, ...]:
+    """Returns the panels of one model, of a neighbour's too as the first server counts it."""
     label = json.dumps(name, ensure_ascii=False)
-    of_it = f"{{model={label}, $pods}}"
+    probed = f"{{model={label}, $pods}}"
+    counted = "|".join(f"{server}(-compose)?" for server in neighbours)
+    of_it = f'{{model={label}, $pods, job!~"{counted}"}}' if counted else probed
     return (
         _Panel(
             "Requests",
@@ -156,8 +160,8 @@ def _model_panels(name: str) -> tuple[_Panel, ...]:
             "Divergence from the proof",
             "short",
             (
-                (f"max(lorapack_probe_divergence_nats{of_it})", "measured at the start"),
-                (f"max(lorapack_probe_bound_nats{of_it})", "most that is let through"),
+                (f"max(lorapack_probe_divergence_nats{probed})", "measured at the start"),
+                (f"max(lorapack_probe_bound_nats{probed})", "most that is let through"),
             ),
             "In nats a token. Above the bound the server is never ready.",
         ),
@@ -199,7 +203,7 @@ def _lay_out(
         }
 
 
-def _variables(name: str) -> Iterator[dict[str, Any]]:
+def _variables(deployment: Deployment) -> Iterator[dict[str, Any]]:
     yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     yield {
         "name": "job",
@@ -210,6 +214,6 @@ def _variables(name: str) -> Iterator[dict[str, Any]]:
         "refresh": 2,
         "includeAll": True,
         "multi": True,
-        "allValue": f"{name}.*",
+        "allValue": "|".join(f"{server.name}.*" for server in deployment.servers),
         "current": {"text": "All", "value": "$__all"},
     }

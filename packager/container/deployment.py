@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
-
-from jinja2 import StrictUndefined
-from jinja2.loaders import FunctionLoader
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Literal
 
 from packager.container.label import resource_name
-from packager.markup import clean
-from packager.resource import read_resource
-from packager.serving.parallel import Load, Parallel, plan_parallel
+from packager.serving.parallel import GPUS_PER_NODE, USABLE_SHARE, Load, Parallel, plan_parallel
+from packager.serving.path import neighbour_path
 from packager.serving.value import ServingPlan
 
 HOME = "/srv/lorapack"
@@ -23,50 +17,102 @@ PORT = 8000
 _GIB = 1 << 30
 _DOWNLOAD_BYTES_PER_SECOND = 50e6
 _START_SECONDS = 600
+_LISTEN = ("--host", "0.0.0.0", "--port", str(PORT))  # noqa: S104 # in a container
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One server in containers.
+    """One server in containers, and those beside it.
 
     Attributes:
         plan: Of the server.
-        parallel: How its base is spread over GPUs.
+        parallel: How what it loads is spread over GPUs.
+        neighbours: The servers of merged models, which the first one passes requests on to.
     """
 
     plan: ServingPlan
     parallel: Parallel
+    neighbours: tuple[Deployment, ...] = ()
+
+    @property
+    def servers(self) -> tuple[Deployment, ...]:
+        """This one and its neighbours."""
+        return (self, *self.neighbours)
+
+    @property
+    def is_neighbour(self) -> bool:
+        """Whether another server passes requests on to this one, and nobody else calls it."""
+        return bool(self.plan.service)
 
     @property
     def name(self) -> str:
         """Of images, projects and objects."""
-        return resource_name(self.plan.base.name)
+        return self.plan.service or resource_name(self.plan.base.name)
+
+    @property
+    def title(self) -> str:
+        """Of what is served, for people."""
+        if self.plan.base.merged is None:
+            return f"{self.plan.base.name} and its adapters"
+        return ", ".join(self.plan.names)
+
+    @property
+    def home(self) -> str:
+        """Its folder in the image."""
+        return f"{HOME}/{neighbour_path(self.plan.base.name)}" if self.is_neighbour else HOME
 
     @property
     def weights_from(self) -> Literal["hub", "folder", "image"]:
-        """Where the base's weights come from."""
+        """Where the weights come from."""
         if self.plan.base.baked:
             return "image"
-        origin = self.plan.base.origin
-        return "hub" if origin.repo is not None and origin.commit is not None else "folder"
+        return "hub" if self.plan.base.from_hub else "folder"
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the Hub asks who fetches the weights."""
+        return self.weights_from == "hub" and self.plan.base.origin.gated
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether its neighbours may run on the same GPUs, of which each takes a part."""
+        return self.plan.gpu_share is not None
+
+    @property
+    def devices(self) -> tuple[tuple[str, ...], ...]:
+        """Of each server, the GPUs that it uses on one machine: the same, or its own."""
+        counts = [server.parallel.gpus for server in self.servers]
+        firsts = [0 if self.shares_gpus else sum(counts[:place]) for place in range(len(counts))]
+        return tuple(
+            tuple(map(str, range(first, first + count)))
+            for first, count in zip(firsts, counts, strict=True)
+        )
+
+    @property
+    def fits_machine(self) -> bool:
+        """Whether one machine holds a replica of every server."""
+        return max(int(device) for devices in self.devices for device in devices) < GPUS_PER_NODE
+
+    @property
+    def fits_machines(self) -> bool:
+        """Whether for every server there is one machine that holds a replica of it."""
+        return all(server.parallel.nodes == 1 for server in self.servers)
+
+    @property
+    def shared_command(self) -> tuple[str, ...]:
+        """Arguments of the GPU image, be its GPUs shared or not."""
+        return (*_LISTEN, *_sizes(self.parallel))
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Arguments of the GPU image."""
-        return ("--host", "0.0.0.0", "--port", str(PORT), *self._sizes)  # noqa: S104 # in a container
+        """Arguments of the GPU image where the server has GPUs of its own."""
+        whole = ("--gpu-memory-utilization", str(USABLE_SHARE)) if self.shares_gpus else ()
+        return (*self.shared_command, *whole)
 
     @property
     def cpu_command(self) -> tuple[str, ...]:
         """Arguments of the CPU image."""
-        return ("--host", "0.0.0.0", "--port", str(PORT), "--enforce-eager")  # noqa: S104
-
-    @property
-    def _sizes(self) -> tuple[str, ...]:
-        sizes = {
-            "--tensor-parallel-size": self.parallel.tensor,
-            "--pipeline-parallel-size": self.parallel.pipeline,
-        }
-        return tuple(word for flag, size in sizes.items() if size > 1 for word in (flag, str(size)))
+        return (*_LISTEN, "--enforce-eager")
 
     @property
     def memory_gib(self) -> int:
@@ -81,7 +127,7 @@ class Deployment:
 
     @property
     def base_gib(self) -> int:
-        """Room for the base alone."""
+        """Room for the weights alone."""
         return math.ceil(1.1 * self.plan.base.nbytes / _GIB) + 1
 
     @property
@@ -91,12 +137,13 @@ class Deployment:
 
 
 def plan_deployment(plan: ServingPlan) -> Deployment:
-    """Returns how a server is deployed.
+    """Returns how a server and its neighbours are deployed.
 
     Raises:
-        InputError: Its base cannot be spread over GPUs of the memory asked for.
+        InputError: What one of them loads cannot be spread over GPUs of the memory asked for.
     """
-    return Deployment(plan, plan_parallel(server_load(plan), plan.gpu_memory_bytes))
+    parallel = plan_parallel(server_load(plan), plan.gpu_memory_bytes)
+    return Deployment(plan, parallel, tuple(map(plan_deployment, plan.neighbours)))
 
 
 def server_load(plan: ServingPlan) -> Load:
@@ -114,41 +161,9 @@ def server_load(plan: ServingPlan) -> Load:
     )
 
 
-def render_template(name: str, deployment: Deployment, **more: Any) -> str:
-    """Returns a template of `templates/vllm/` with every value quoted as JSON, and so as YAML."""
-    values = {"served": deployment, "plan": deployment.plan, "port": PORT, "home": HOME, **more}
-    return _environment().get_template(f"templates/vllm/{name}.j2").render(values)
-
-
-def _quote(value: Any) -> str:
-    # What JSON writes on one line, YAML reads as the same value.
-    return json.dumps(clean(value) if isinstance(value, str) else value, ensure_ascii=False)
-
-
-def _bare(value: str) -> _Bare:
-    return _Bare(value)
-
-
-class _Bare(str):
-    """A word of our own, such as a resource's name, that needs no quotes."""
-
-    __slots__ = ()
-
-
-def _show(value: Any) -> str:
-    return value if isinstance(value, _Bare) else _quote(value)
-
-
-@cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        loader=FunctionLoader(read_resource),
-        finalize=_show,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # YAML; every value is quoted by finalize
-    )
-    environment.filters["bare"] = _bare
-    return environment
+def _sizes(parallel: Parallel) -> Iterable[str]:
+    sizes = {
+        "--tensor-parallel-size": parallel.tensor,
+        "--pipeline-parallel-size": parallel.pipeline,
+    }
+    return (word for flag, size in sizes.items() if size > 1 for word in (flag, str(size)))

@@ -10,7 +10,9 @@ from packager.markup import clean
 from packager.serving.value import ServingPlan
 
 _ARGUMENT = re.compile(r'ARG (?P<name>[A-Z_]+)="[^"]*"')
-_COPIED = re.compile(r"COPY --chmod=\d+ (?P<source>base|templates|expected\.json) \S+")
+_COPIED = re.compile(
+    r"COPY --chmod=\d+ (?P<source>base|models|adapters|templates|expected\.json) \S+"
+)
 _UNSAFE = re.compile(r'(["\\$])')
 
 # Source: SPDX License List 3.27. A Hub id that is none of these is no SPDX id.
@@ -42,6 +44,8 @@ def render_dockerfile(text: str, plan: ServingPlan, *, proven: bool) -> str:
     labels = image_labels(plan)
     held = {
         "base": plan.base.baked,
+        "models": bool(plan.neighbours),
+        "adapters": bool(plan.adapters),
         "templates": plan.trusts_templates,
         "expected.json": proven,
     }
@@ -60,21 +64,30 @@ def render_dockerfile(text: str, plan: ServingPlan, *, proven: bool) -> str:
 
 def image_labels(plan: ServingPlan) -> Mapping[str, str]:
     """Returns the value of each argument of a Dockerfile that becomes a label."""
-    origin = plan.base.origin
-    names = ", ".join(adapter.name for adapter in plan.adapters)
+    base, origin = plan.base, plan.base.origin
+    first, *others = plan.names
+    merges = [server.base.merged for server in (plan, *plan.neighbours)]
     return {
-        "TITLE": f"{plan.base.name} with {names}" if names else plan.base.name,
-        "DESCRIPTION": f"vLLM {plan.vllm_version} serving {plan.base.name} and adapters on it",
+        "TITLE": f"{first} with {', '.join(others)}" if others else first,
+        "DESCRIPTION": f"vLLM {plan.vllm_version} serving {_described(plan)}",
         "VERSION": __version__,
         "SOURCE": f"https://huggingface.co/{origin.repo}" if origin.repo else "",
         "REVISION": origin.commit or "",
-        "LICENSES": spdx_id(plan.base.license),
-        "BASE_NAME": plan.base.name,
+        "LICENSES": spdx_id(base.license),
+        "BASE_NAME": base.name if base.merged is None else origin.repo or "",
         "BASE_COMMIT": origin.commit or "",
         "BASE_DIGEST": origin.digest,
         "ADAPTERS": ",".join(f"{item.name}={item.digest}" for item in plan.adapters),
+        "MERGED": ",".join(f"{item.adapter}={item.digest}" for item in merges if item),
         "VLLM_VERSION": plan.vllm_version,
     }
+
+
+def _described(plan: ServingPlan) -> str:
+    if plan.base.merged is None:
+        beside = ", and merged models" if plan.neighbours else ""
+        return f"{plan.base.name} and adapters on it{beside}"
+    return "merged models" if plan.neighbours else f"the merged model {plan.base.name}"
 
 
 def spdx_id(license_id: str) -> str:

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from packager.container.deployment import HOME, Deployment, render_template
+from packager.container.deployment import HOME, PORT, Deployment
+from packager.container.template import render_template
+from packager.resource import read_resource
 from packager.serving.document import launch_flags
 
 RAY_VERSION = "2.60.0"
 
-_BY_RAY = frozenset({"model", "served-model-name"})
-"""Options that Ray Serve LLM gives to vLLM itself.
+_LEFT_OUT = frozenset({"model", "served-model-name", "gpu-memory-utilization"})
+"""Options that Ray Serve LLM gives to vLLM itself, and one for servers that share their GPUs.
 
 Source: ray 2.60.0, llm/_internal/serve/engines/vllm/vllm_models.py, get_initialization_kwargs.
 """
 
 
+@dataclass(frozen=True)
+class _Application:
+    """One server as an application of Ray Serve.
+
+    Attributes:
+        server: Which.
+        route: Prefix of its paths; the first server has all paths that no other has.
+        source: What the engine loads.
+        engine: Its options.
+        environment: Variables of its processes.
+    """
+
+    server: Deployment
+    route: str
+    source: str
+    engine: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+
 def render_ray(deployment: Deployment) -> dict[str, str]:
-    """Returns the texts of the application by path."""
+    """Returns the texts of the applications by path."""
     return {
         "ray/Dockerfile": render_template("ray/Dockerfile", deployment, ray_version=RAY_VERSION),
+        "ray/requirements.txt": read_resource("docker/requirements-ray.txt"),
         "ray/serve.yaml": render_template(
             "ray/serve.yaml",
             deployment,
             ray_version=RAY_VERSION,
-            model_source=_model_source(deployment),
-            engine=engine_arguments(deployment),
+            applications=[_plan_application(server) for server in deployment.servers],
         ),
     }
 
@@ -39,7 +62,7 @@ def engine_arguments(deployment: Deployment) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {}
     for flag, value in launch_flags(deployment.plan).items():
-        if flag in _BY_RAY:
+        if flag in _LEFT_OUT:
             continue
         if flag == "lora-modules" and isinstance(value, tuple):
             modules = [json.loads(item) for item in value]
@@ -53,6 +76,24 @@ def engine_arguments(deployment: Deployment) -> dict[str, Any]:
     return arguments
 
 
-def _model_source(deployment: Deployment) -> str:
-    model = str(launch_flags(deployment.plan)["model"])
-    return model if deployment.weights_from == "hub" else f"{HOME}/{model}"
+def _plan_application(server: Deployment) -> _Application:
+    model = str(launch_flags(server.plan)["model"])
+    environment = {"LORAPACK_HOME": server.home}
+    if server.neighbours:
+        environment["LORAPACK_NEIGHBOURS"] = ",".join(
+            f"{other.plan.base.name}=http://127.0.0.1:{PORT}{_route(other)}"
+            for other in server.neighbours
+        )
+    if server.weights_from != "hub":
+        environment["HF_HUB_OFFLINE"] = "1"
+    return _Application(
+        server,
+        _route(server),
+        model if server.weights_from == "hub" else f"{server.home}/{model}",
+        engine_arguments(server),
+        environment,
+    )
+
+
+def _route(server: Deployment) -> str:
+    return f"/models/{server.name}" if server.is_neighbour else "/"

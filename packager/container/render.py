@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from packager.container.dashboard import render_dashboard
-from packager.container.deployment import Deployment, plan_deployment, render_template
+from packager.container.deployment import Deployment, plan_deployment
 from packager.container.image import render_dockerfile
 from packager.container.ray import render_ray
+from packager.container.template import render_template
 from packager.resource import read_resource
 from packager.serving.value import ServingPlan
 
-_KUBERNETES = (
-    "kustomization", "serviceaccount", "deployment", "service", "autoscaler", "disruption",
-    "network",
-)  # fmt: skip
+_EACH = ("deployment", "service", "autoscaler", "disruption", "network")
 
 
 def container_files(plan: ServingPlan) -> tuple[str, ...]:
@@ -41,10 +39,11 @@ def render_container(plan: ServingPlan, *, proven: bool) -> dict[str, str]:
     } | {
         "requirements-cpu.txt": read_resource("docker/requirements-cpu.txt"),
         ".dockerignore": read_resource("docker/bundle.dockerignore"),
-        "compose.yaml": render_template("compose.yaml", deployment),
     }
-    # A Deployment's pod is one machine; what needs more is for Ray.
-    if deployment.parallel.nodes == 1:
+    # Compose is for one machine, and so is a Deployment's pod; what needs more is for Ray.
+    if deployment.fits_machine:
+        texts["compose.yaml"] = render_template("compose.yaml", deployment)
+    if deployment.fits_machines:
         texts |= _render_kubernetes(deployment)
     return {
         **texts,
@@ -57,6 +56,16 @@ def render_container(plan: ServingPlan, *, proven: bool) -> dict[str, str]:
     }
 
 
-def _render_kubernetes(deployment: Deployment) -> dict[str, str]:
-    names = [*_KUBERNETES, *(["base-claim"] if deployment.weights_from == "folder" else [])]
-    return {f"k8s/{name}.yaml": render_template(f"k8s/{name}.yaml", deployment) for name in names}
+def _render_kubernetes(front: Deployment) -> dict[str, str]:
+    texts = {"k8s/serviceaccount.yaml": render_template("k8s/serviceaccount.yaml", front)}
+    for server in front.servers:
+        folder = f"{server.name}/" if server.is_neighbour else ""
+        for name in (*_EACH, *(["base-claim"] if server.weights_from == "folder" else [])):
+            texts[f"k8s/{folder}{name}.yaml"] = render_template(
+                f"k8s/{name}.yaml", server, front=front
+            )
+    paths = [path.removeprefix("k8s/") for path in texts]
+    whole = {
+        "k8s/kustomization.yaml": render_template("k8s/kustomization.yaml", front, paths=paths)
+    }
+    return whole | texts

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from packager.serving.shape import ModelShape
-from packager.serving.value import Origin, ServedAdapter, ServedBase, ServingPlan
+from packager.serving.value import Origin, ServedAdapter, ServedBase, ServedMerge, ServingPlan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DIGEST = "sha256:" + "ab" * 32
-DIGESTS = {"pirate": "sha256:" + "1" * 64, "poet": "sha256:" + "2" * 64}
+DIGESTS = {
+    "pirate": "sha256:" + "1" * 64, "poet": "sha256:" + "2" * 64, "cook": "sha256:" + "3" * 64,
+    "Über_dora": "sha256:" + "4" * 64,
+}  # fmt: skip
 
 # Source: the configuration of Qwen2.5-7B-Instruct and Llama-3.1-70B-Instruct.
 QWEN_7B = ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768)
@@ -54,6 +57,29 @@ def make_plan(
     )
 
 
+def make_merged(name: str, service: str, share: float | None, like: ServingPlan) -> ServingPlan:
+    """Returns a server of a merged model; it has a service's name beside another server alone."""
+    merged = ServedMerge(adapter=name, digest=DIGESTS[name], folder=f"merged/{name}", reason="DoRA")
+    return replace(
+        like,
+        base=replace(like.base, name=name, merged=merged),
+        adapters=(),
+        max_loras=0,
+        max_cpu_loras=0,
+        gpu_share=share,
+        service=service,
+    )
+
+
+def make_mixed(front: ServingPlan, share: float | None = 0.3) -> ServingPlan:
+    """Returns a server beside which two merged models are served."""
+    neighbours = (
+        make_merged("cook", "qwen2-5-7b-instruct-cook", share, front),
+        make_merged("Über_dora", "qwen2-5-7b-instruct-uber-dora", share, front),
+    )
+    return replace(front, gpu_share=share, neighbours=neighbours)
+
+
 SMALL = make_plan()
 GATED = make_plan(gated=True)
 FOLDER = make_plan(name="mein Modell $HOME", repo=None, template="{{ messages }}")
@@ -66,6 +92,10 @@ LARGE = make_plan(
     gated=True,
 )
 HUGE = replace(LARGE, gpu_memory_bytes=16_000_000_000)
+MIXED = make_mixed(SMALL)
+MERGED = make_merged("cook", "", None, SMALL)
 PLANS = {
     "small": SMALL, "gated": GATED, "folder": FOLDER, "baked": BAKED, "large": LARGE, "huge": HUGE,
+    "mixed": MIXED, "mixed-baked": make_mixed(BAKED), "merged": MERGED,
+    "all-merged": replace(MERGED, gpu_share=0.45, neighbours=MIXED.neighbours[1:]),
 }  # fmt: skip

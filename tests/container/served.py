@@ -17,6 +17,8 @@ from packager.release import ReleaseRequest, release
 from tests import models
 
 BASE = "SmolLM2-135M-Instruct"
+MERGED = "dora"
+MODELS = (BASE, "pirate", "other", MERGED)
 QUESTION = "What is the capital of Italy?"
 API_KEY = "a-key-for-the-tests-0123456789"
 METRICS_KEY = "a-metrics-key-0123456789"
@@ -53,13 +55,19 @@ def write_keys(folder: Path) -> Keys:
 
 
 def release_bundle(base: Path, pirate: Path, out: Path) -> Path:
-    """Releases a pirate and a random adapter for vLLM with their base; returns its folder."""
+    """Releases a pirate and two random adapters with their base; returns the server's folder.
+
+    One of them has DoRA, which vLLM takes only as a merged model, with a server of its own.
+    """
     other = models.make_adapter(base, out.with_name("other"), seed=3, r=4, lora_alpha=4)
+    dora = models.make_adapter(
+        base, out.with_name(MERGED), seed=5, r=4, lora_alpha=4, use_dora=True
+    )
     request = ReleaseRequest(
-        (("pirate", pirate), ("other", other)),
+        (("pirate", pirate), ("other", other), (MERGED, dora)),
         out,
         base=str(base),
-        options=ReleaseOptions(targets=("vllm",), bake_base=True, max_model_len=1024),
+        options=ReleaseOptions(targets=("merged", "vllm"), bake_base=True, max_model_len=1024),
     )
     return release(request, Silent()).bundle / "vllm"
 
@@ -91,9 +99,9 @@ def wait_ready(port: int, log: Path) -> bytes:
 def talk(port: int) -> dict[str, str]:
     """Asks every model the same question; returns their answers."""
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=API_KEY, timeout=300)
-    assert [model.id for model in client.models.list()] == [BASE, "pirate", "other"]
+    assert [model.id for model in client.models.list()] == list(MODELS)
     answers = {}
-    for model in (BASE, "pirate", "other"):
+    for model in MODELS:
         answer = client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": QUESTION}],
@@ -109,7 +117,8 @@ def check_answers(answers: dict[str, str]) -> None:
     assert "Rome" in answers[BASE]
     assert "Arr" not in answers[BASE]
     assert "Arr" in answers["pirate"]
-    assert answers["other"]
+    assert len(set(answers.values())) == len(MODELS)
+    assert answers[MERGED]
 
 
 def check_proven(told: bytes) -> None:
@@ -117,8 +126,8 @@ def check_proven(told: bytes) -> None:
     document = json.loads(told)
     assert (document["ready"], document["proven"]) == (True, True)
     figures = {model["name"]: model for model in document["models"]}
-    assert list(figures) == [BASE, "pirate", "other"]
-    for name in ("pirate", "other"):
+    assert list(figures) == list(MODELS)
+    for name in MODELS[1:]:
         assert figures[name]["base_divergence_nats"] > 4 * figures[name]["divergence_nats"], figures
 
 
@@ -130,4 +139,5 @@ def check_doors(port: int) -> None:
     assert ask(port, "/v1/load_lora_adapter", API_KEY, body)[0] == 404
     status, text = ask(port, "/metrics", METRICS_KEY)
     assert status == 200
-    assert b'lorapack_requests_total{model="pirate",status="200"}' in text
+    for model in ("pirate", MERGED):
+        assert f'lorapack_requests_total{{model="{model}",status="200"}}'.encode() in text

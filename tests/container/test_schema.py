@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from tests.vllm_engine import keep_vllm
 
 KUBERNETES = ("1.32", "1.37")
 CHECKOUT = Path(__file__).parents[2]
-IN_CLUSTERS = {name: plan for name, plan in PLANS.items() if plan is not HUGE}
+ON_ONE_MACHINE = {name: plan for name, plan in PLANS.items() if plan is not HUGE}
 VARIABLES = {
     "BASE_DIR": "/data/base", "LISTEN": "127.0.0.1", "PORT": "8000", "API_KEY_FILE": "api-key",
     "METRICS_KEY_FILE": "metrics-key", "HF_TOKEN_FILE": "hf-token", "VLLM_CPU_KVCACHE_SPACE": "4",
+    "MERGED_DIR": "/data/merged",
 }  # fmt: skip
 
 
@@ -62,24 +64,47 @@ def test_dockerfiles_of_the_package_are_clean() -> None:
     assert run(script("hadolint"), "--failure-threshold=style", *files) == ""
 
 
-@pytest.mark.parametrize("plan", IN_CLUSTERS.values(), ids=IN_CLUSTERS)
+@pytest.mark.parametrize("plan", ON_ONE_MACHINE.values(), ids=ON_ONE_MACHINE)
 def test_kubernetes_takes_what_kustomize_makes(plan: ServingPlan, tmp_path: Path) -> None:
     made = run(script("kubectl"), "kustomize", str(write(tmp_path, plan) / "k8s"))
     objects: list[dict[str, Any]] = list(yaml.safe_load_all(made))
     for thing in objects:
         for version in KUBERNETES:
             kubernetes_validate.validate(thing, version, strict=True)
-    kinds = sorted(thing["kind"] for thing in objects)
-    claims = ["PersistentVolumeClaim"] if "k8s/base-claim.yaml" in _paths(plan) else []
-    assert kinds == sorted(
-        ["Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget",
-         "Service", "ServiceAccount", *claims]
-    )  # fmt: skip
-    _check_selectors({thing["kind"]: thing for thing in objects})
+    claims = [path for path in render_container(plan, proven=True) if "/base-claim." in path]
+    kinds = {"Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget",
+             "Service"}  # fmt: skip
+    servers = 1 + len(plan.neighbours)
+    assert Counter(thing["kind"] for thing in objects) == Counter(
+        dict.fromkeys(kinds, servers)
+        | {"ServiceAccount": 1}
+        | ({"PersistentVolumeClaim": len(claims)} if claims else {})
+    )
+    (account,) = [thing for thing in objects if thing["kind"] == "ServiceAccount"]
+    names = [thing["metadata"]["name"] for thing in objects if thing["kind"] == "Deployment"]
+    assert len(names) == servers
+    for name in names:
+        of_it = [thing for thing in objects if thing["metadata"]["name"] in (name, f"{name}-base")]
+        _check_selectors({"ServiceAccount": account} | {thing["kind"]: thing for thing in of_it})
+    _check_calls(plan, {thing["metadata"]["name"]: thing for thing in objects
+                        if thing["kind"] == "NetworkPolicy"})  # fmt: skip
 
 
-def _paths(plan: ServingPlan) -> set[str]:
-    return set(render_container(plan, proven=True))
+def _check_calls(plan: ServingPlan, policies: dict[str, dict[str, Any]]) -> None:
+    """A neighbour lets the first server in, which may go there; nothing else calls."""
+    front = next(name for name in policies if name not in {s.service for s in plan.neighbours})
+    allowed = [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+        for rule in policies[front]["spec"].get("egress", ())
+        for peer in rule.get("to", ())
+        if "podSelector" in peer
+    ]
+    assert allowed == [server.service for server in plan.neighbours]
+    for server in plan.neighbours:
+        spec = policies[server.service]["spec"]
+        (rule,) = spec["ingress"]
+        assert rule["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": front}
+        assert "egress" not in spec
 
 
 def _check_selectors(objects: dict[str, dict[str, Any]]) -> None:
@@ -103,12 +128,15 @@ def _check_selectors(objects: dict[str, dict[str, Any]]) -> None:
     assert container["image"].startswith("registry.example.com/")
     (port,) = objects["Service"]["spec"]["ports"]
     assert port["targetPort"] in {item["name"] for item in container["ports"]}
-    assert {mount["name"] for mount in container["volumeMounts"]} == {
-        volume["name"] for volume in pod["volumes"]
-    }
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert ("base" in volumes) == ("PersistentVolumeClaim" in objects)
+    if "base" in volumes:
+        claim = volumes["base"]["persistentVolumeClaim"]["claimName"]
+        assert claim == objects["PersistentVolumeClaim"]["metadata"]["name"]
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("plan", ON_ONE_MACHINE.values(), ids=ON_ONE_MACHINE)
 def test_compose_file_is_one(plan: ServingPlan, tmp_path: Path) -> None:
     path = write(tmp_path, plan) / "compose.yaml"
     path.write_text(interpolate(path.read_text(encoding="utf-8")), encoding="utf-8")
