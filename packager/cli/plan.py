@@ -34,7 +34,7 @@ from packager.plan import (
     Update,
 )
 from packager.plan.document import plan_document
-from packager.serving.document import SERVE_NAME, launch_flags
+from packager.serving.document import SERVE_NAME, launch_flags, option_lines
 from packager.serving.path import adapter_path, neighbour_path
 from packager.serving.value import ServedLora, ServingPlan
 
@@ -84,7 +84,7 @@ def _server_lines(first: ServingPlan) -> list[str]:
     for server in (first, *first.neighbours):
         own = "" if server is first else f"{neighbour_path(server.base.name)}/"
         lines.append(f"vllm/{own}{SERVE_NAME}  for vLLM {server.vllm_version}")
-        lines += [f"    {name}: {value}" for name, value in launch_flags(server).items()]
+        lines += [f"    {line}" for line in option_lines(launch_flags(server))]
         if server.base.baked:
             lines.append(f"  vllm/{own}base/  {size_text(server.base.nbytes)}")
     lines.append("  README.md, gate/, containers, Kubernetes, Ray and monitoring  (written)")

@@ -50,6 +50,7 @@ _TYPES: Mapping[str, type[Any]] = {
     "trust-request-chat-template": bool,
     "middleware": tuple,
     "disable-fastapi-docs": bool,
+    "disable-access-log-for-endpoints": str,
 }
 """Option → type of its value; `max-model-len` is a number or `auto`."""
 
@@ -129,6 +130,8 @@ def launch_flags(plan: ServingPlan) -> dict[str, Flag]:
         "trust-request-chat-template": plan.trusts_templates or None,
         "middleware": (GATE,),
         "disable-fastapi-docs": True,
+        # Asked every few seconds, without a key and for ever.
+        "disable-access-log-for-endpoints": "/health,/ready",
     }
     return {name: value for name, value in flags.items() if value is not None}
 
@@ -147,9 +150,13 @@ def _lora_flags(plan: ServingPlan) -> dict[str, Flag | None]:
 
 def render_serve_yaml(flags: Mapping[str, Flag], vllm_version: str) -> str:
     """Returns the text of `serve.yaml`."""
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in flags.items()]
     head = f"# Options of vLLM {vllm_version}; its working directory has to be this folder."
-    return "\n".join((head, *lines)) + "\n"
+    return "\n".join((head, *option_lines(flags))) + "\n"
+
+
+def option_lines(flags: Mapping[str, Flag]) -> list[str]:
+    """Returns the lines of `serve.yaml`, one for each option."""
+    return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in flags.items()]
 
 
 def parse_serve_yaml(text: str, *, where: str) -> dict[str, Flag]:

@@ -115,6 +115,7 @@ def test_a_server_is_started_with_what_was_computed() -> None:
         "trust-request-chat-template": True,
         "middleware": ["lorapack_gate.Gate"],
         "disable-fastapi-docs": True,
+        "disable-access-log-for-endpoints": "/health,/ready",
     }
     assert modules == [
         {"name": name, "path": f"adapters/{name}", "base_model_name": "org/base"}
@@ -145,6 +146,7 @@ def test_a_merged_model_is_loaded_from_its_folder_and_takes_no_adapters() -> Non
         "gpu-memory-utilization": 0.25,
         "middleware": ["lorapack_gate.Gate"],
         "disable-fastapi-docs": True,
+        "disable-access-log-for-endpoints": "/health,/ready",
     }
 
 
