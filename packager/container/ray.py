@@ -14,8 +14,13 @@ from packager.serving.document import launch_flags
 
 RAY_VERSION = "2.60.0"
 
-_LEFT_OUT = frozenset({"model", "served-model-name", "gpu-memory-utilization"})
-"""Options that Ray Serve LLM gives to vLLM itself, and one for servers that share their GPUs.
+_LEFT_OUT = frozenset(
+    {
+        "model", "served-model-name", "gpu-memory-utilization", "disable-access-log-for-endpoints",
+    }
+)  # fmt: skip
+"""Options that Ray Serve LLM gives to vLLM itself, one for servers that share their GPUs, and one
+of a log that Ray Serve writes instead.
 
 Source: ray 2.60.0, llm/_internal/serve/engines/vllm/vllm_models.py, get_initialization_kwargs.
 """

@@ -8,6 +8,7 @@ good-byes, in which xllamacpp may hang.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import sys
@@ -42,9 +43,21 @@ def main() -> int:
         timeout_graceful_shutdown=_GRACE_SECONDS,
         log_level="info",
     )
+    logging.getLogger("uvicorn.access").addFilter(is_worth_logging)
     server = uvicorn.Server(config)
     server.run()
     return 0 if server.started else 1
+
+
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Leaves out what is asked every few seconds: whether the server lives and is ready.
+
+    Source: uvicorn 0.54, protocols/http/h11_impl.py: the arguments are client, method, path with
+    query, version and status.
+    """
+    arguments = record.args
+    path = str(arguments[2]) if isinstance(arguments, tuple) and len(arguments) > 2 else ""
+    return path.partition("?")[0] not in ("/health", "/ready")
 
 
 def start_backend(name: str, path: str) -> tuple[Any, Backend]:
