@@ -109,6 +109,12 @@ _TEXT_HALF = "_text"
 _TEXT_CLASSIFIERS = ("gemma3_text", "qwen3_5_text")
 
 
+def is_backbone(architecture: str) -> bool:
+    """Tells whether a class is a base model by itself, without the head of any task."""
+    heads = (*_LANGUAGE_ENDINGS, "DoubleHeadsModel")
+    return architecture.endswith("Model") and not architecture.endswith(heads)
+
+
 def find_task(
     task_type: str | None, architecture: str, config: Mapping[str, Any] | None = None
 ) -> Task:

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 PREFIX = "base_model.model."
+_LORA_A = ".lora_A.weight"
 
 
 def write_tensors(path: Path, shapes: Shapes, *, dtype: DTypeLike = np.float32) -> Path:
@@ -39,10 +40,18 @@ K_PROJ = "model.layers.0.self_attn.k_proj"
 
 
 def write_adapter(folder: Path, shapes: Shapes | None = None, **config: Any) -> Path:
-    """Writes an adapter; by default rank 4, alpha 8 on one query projection of width 8."""
+    """Writes an adapter; by default rank 4, alpha 8 on one query projection of width 8.
+
+    What its tensors are of is what it selects, unless `target_modules` says otherwise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter_model.safetensors", pair(Q_PROJ) if shapes is None else shapes)
-    write_adapter_config(folder, **config)
+    shapes = pair(Q_PROJ) if shapes is None else shapes
+    write_tensors(folder / "adapter_model.safetensors", shapes)
+    modules = [name.removesuffix(_LORA_A) for name in shapes if name.endswith(_LORA_A)]
+    if "target_parameters" in config:
+        modules = []
+    targets = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    write_adapter_config(folder, **{"target_modules": targets or ["q_proj"], **config})
     return folder
 
 

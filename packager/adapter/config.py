@@ -77,12 +77,18 @@ class AdapterConfig:
             return False
         if self.target_modules is None:
             return False
-        if isinstance(self.target_modules, str) and self.target_modules.lower() == _ALL_LINEAR:
+        if self.takes_all_linear:
             return module.rpartition(".")[2] not in _HEADS
         if not self.matcher.names(self.target_modules, module):
             return False
         exact = isinstance(self.target_modules, str) or module in self.target_modules
         return exact or self.layers_to_transform is None or self._layer_selected(module)
+
+    @property
+    def takes_all_linear(self) -> bool:
+        """Whether every linear layer but the head is adapted, and no name is stated."""
+        stated = self.target_modules
+        return isinstance(stated, str) and stated.lower() == _ALL_LINEAR
 
     def wraps(self, module: str) -> bool:
         """Tells whether PEFT may adapt a parameter of the module of this dotted name by itself."""

@@ -23,6 +23,36 @@ def is_saved(config: AdapterConfig, module: str) -> bool:
     return any(path.endswith(name) for path in paths for name in names)
 
 
+def is_shielded(config: AdapterConfig, module: str) -> bool:
+    """Tells whether PEFT adapts no part of a module since it is saved as a whole.
+
+    Source: PEFT 0.21, tuners/tuners_utils.py, check_target_module_exists.
+    """
+    stated = config.raw.get("modules_to_save")
+    names = stated if isinstance(stated, list) else []
+    return any(
+        config.matcher.match(rf"(^|.*\.){name}($|\..*)", module) is not None
+        for name in names
+        if isinstance(name, str) and name
+    )
+
+
+def trains_rows(config: AdapterConfig, module: str, *, is_embedding: bool) -> bool:
+    """Tells whether PEFT trains rows of a module by themselves.
+
+    Args:
+        config: Of the adapter.
+        module: Dotted name.
+        is_embedding: Whether it is the input embedding, which a list without a name means.
+
+    Source: PEFT 0.21, utils/other.py, set_additional_trainable_modules.
+    """
+    stated = config.raw.get("trainable_token_indices")
+    if isinstance(stated, dict):
+        return any(name and module.endswith(name) and rows for name, rows in stated.items())
+    return is_embedding and bool(stated)
+
+
 def token_indices(config: AdapterConfig, module: str) -> tuple[int, ...]:
     """Returns the rows of a module that were trained by themselves.
 

@@ -246,3 +246,15 @@ PREFIXES: Mapping[str, str] = MappingProxyType(
 )
 """Model type → what stands before the names of the base model within one for a task; `model`
 without an entry. A checkpoint may leave it out or have it too many."""
+
+FLAT_CLASSES = _words(
+    "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration",
+    "LongT5ForConditionalGeneration SwitchTransformersForConditionalGeneration",
+    "T5ForQuestionAnswering MT5ForQuestionAnswering UMT5ForQuestionAnswering Llama4ForCausalLM",
+    "BlipForConditionalGeneration Blip2ForConditionalGeneration UdopForConditionalGeneration",
+    "InstructBlipForConditionalGeneration InstructBlipVideoForConditionalGeneration",
+)
+"""Classes for a task that hold the parts of the base model themselves, without its prefix, although
+its type has one in `PREFIXES`."""
+FLAT_TYPES = _words("encoder-decoder vision-encoder-decoder seamless_m4t seamless_m4t_v2")
+"""Model types of which every class is like that."""

@@ -16,6 +16,8 @@ _TOWERS = ("vision_tower", "image_tower", "video_tower")
 _MAX_EXPERTS = 1 << 16
 # Source: transformers 5.23, models/*/modeling_*.py: where composite models hold it.
 _LANGUAGE_MODEL = "model.language_model"
+# Source: the same: what stands beside the base model in the classes of tasks.
+_HEADS = ("lm_head", "cls", "score", "classifier", "classification_head", "qa_outputs", "embed_out")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Naming:
 
     Attributes:
         prefix: Of the base model within the whole one.
+        omits_prefix: Whether no name of the checkpoint begins with it.
         unmapped: Model type whose rules are not known here, or None.
     """
 
@@ -63,7 +66,7 @@ class Naming:
         for parameter in self._parts:
             module, _, leaf = parameter.rpartition(".")
             self._leaves.setdefault(module, set()).add(leaf)
-        self._omits_prefix = not any(name.startswith(f"{self.prefix}.") for name in self._parts)
+        self.omits_prefix = not any(name.startswith(f"{self.prefix}.") for name in self._parts)
         self.unmapped = next((kind for kind in _model_types(config) if kind in UNMAPPED), None)
 
     def find(self, parameter: str) -> tuple[StoredPart, ...]:
@@ -117,6 +120,11 @@ class Naming:
         names = frozenset(name for names in found for name in names)
         return names or (self._text.below(module) if self._text is not None else names)
 
+    @cached_property
+    def modules(self) -> Mapping[str, frozenset[str]]:
+        """Every module of the checkpoint that holds parameters itself, and their names in it."""
+        return {module: frozenset(leaves) for module, leaves in self._leaves.items()}
+
     def lacks_prefix(self, module: str) -> bool:
         """Tells whether the whole model has a module only with the base model's prefix before it.
 
@@ -124,6 +132,15 @@ class Naming:
         """
         whole = f"{self.prefix}.{module}"
         return module not in self._leaves and whole in self._leaves
+
+    def is_bare(self, module: str) -> bool:
+        """Tells whether a module of the base model is named without its prefix, as it is stored."""
+        return module in self._leaves and not self.is_head(module)
+
+    @staticmethod
+    def is_head(module: str) -> bool:
+        """Tells whether a module stands beside the base model in a model for a task."""
+        return module.partition(".")[0] in _HEADS
 
     def is_cut_with_others(self, name: str) -> bool:
         """Tells whether a stored tensor becomes some of the rows of an expert of a parameter."""
@@ -151,7 +168,7 @@ class Naming:
         start = f"{self.prefix}."
         if not parameter.startswith(start):
             yield start + parameter
-        elif self._omits_prefix:
+        elif self.omits_prefix:
             yield parameter.removeprefix(start)
 
 

@@ -6,6 +6,7 @@ from packager.adapter import LoraModule
 from packager.base import BaseIndex
 from packager.errors import AdapterError, LorapackError, UnsupportedFeatureError
 from packager.plan.source import AdapterSource
+from packager.plan.trained import has_prefix, trains_alone
 from packager.quantisation.layer import CONV1D_MODELS
 from packager.tensorfile import TensorRef
 
@@ -66,18 +67,13 @@ def is_dropped(source: AdapterSource, module: str, base: BaseIndex) -> bool:
     """Tells whether a module's name lacks the prefix that it has in the class of the training.
 
     PEFT and vLLM pass over tensors of such names without a word. Only an adapter of the base model
-    by itself has none.
+    by itself has none, and one of a class that holds its parts without a prefix.
 
-    Source: PEFT 0.21, utils/save_and_load.py, set_peft_model_state_dict: not strict; peft_model.py,
-    save_pretrained: without a task type, the class of the training is in `auto_mapping`.
+    Source: PEFT 0.21, utils/save_and_load.py, set_peft_model_state_dict: not strict.
     """
-    config = source.spec.config
-    mapping = config.raw.get("auto_mapping")
-    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    alone = config.task_type == "FEATURE_EXTRACTION" or (
-        config.task_type is None and isinstance(trained, str) and "For" not in trained
-    )
-    return not alone and base.naming.lacks_prefix(module)
+    if base.naming.omits_prefix:
+        return has_prefix(source, base) and base.naming.is_bare(module)
+    return not trains_alone(source, base) and base.naming.lacks_prefix(module)
 
 
 def unknown_modules(source: AdapterSource, base: BaseIndex, unknown: list[str]) -> AdapterError:

@@ -27,6 +27,7 @@ from packager.plan.misfit import (
     unselected_modules,
     untold_layout,
 )
+from packager.plan.missing import find_missing
 from packager.plan.module import is_module_tuner, plan_modules
 from packager.plan.pair import plan_pair, stores_transposed, uses_conv1d
 from packager.plan.replication import check_layers, keep_sources, replicate_layers
@@ -59,9 +60,12 @@ def plan_tensors(
         targets, problems = plan_modules(source, layers)
     else:
         targets, problems = _match_modules(changes)
-    lost = [name for name in source.spec.saved if is_dropped(source, name.rpartition(".")[0], base)]
+    whole = [*(name.rpartition(".")[0] for name in source.spec.saved), *source.spec.token_rows]
+    lost = [name for name in whole if is_dropped(source, name, base)]
     if lost:
         problems.append(unknown_modules(source, base, lost))
+    if not (unknown or problems or changes.problems):
+        problems += find_missing(source, layers)
     add_updates(changes, targets)
     settle_head(changes)
     names = [*layers.tensors, *(name for name in changes.by_name if name not in layers.tensors)]

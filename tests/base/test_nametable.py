@@ -6,6 +6,9 @@ transcribe it in `packager/base/nametable.py`, or name it in `UNMAPPED`.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +22,18 @@ from transformers.core_model_loading import (
     WeightTransform,
 )
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-from packager.base.nametable import LEGACY, RULES, UNMAPPED, VISION_CLASSES
+from packager.base.nametable import (
+    FLAT_CLASSES,
+    FLAT_TYPES,
+    LEGACY,
+    PREFIXES,
+    RULES,
+    UNMAPPED,
+    VISION_CLASSES,
+)
+from packager.base.naming import base_prefix
 from packager.base.renaming import NameRule, Operation
 
 TASKS = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SEQUENCE_CLASSIFICATION",
@@ -95,3 +108,41 @@ def test_vision_towers_with_rules_are_known() -> None:
     names = modeling_auto.MODEL_MAPPING_NAMES
     for kind, entry in VISION_CLASSES.items():
         assert names[kind] == entry
+
+
+def bodies(module: str) -> dict[str, ast.ClassDef]:
+    """Returns the classes of a module of transformers, unread by Python."""
+    spec = importlib.util.find_spec(f"transformers.models.{module}")
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    found: dict[str, ast.ClassDef] = {}
+    for path in Path(spec.origin).parent.glob("modeling_*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        found |= {item.name: item for item in body if isinstance(item, ast.ClassDef)}
+    return found
+
+
+def is_flat(name: str, prefix: str, classes: dict[str, ast.ClassDef]) -> bool:
+    """Tells whether a class sets no attribute of the prefix's name."""
+    text = ast.unparse(classes[name])
+    if f"self.{prefix} =" in text or f"self.{prefix}:" in text:
+        return False
+    above = [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
+    if any(base.startswith("GenericFor") for base in above):
+        return False
+    known = [base for base in above if base in classes]
+    return "def __init__" in text or all(is_flat(base, prefix, classes) for base in known)
+
+
+def test_classes_without_the_prefix_are_known() -> None:
+    """Of the types whose prefix is known, so that a checkpoint without it tells something."""
+    found: set[str] = set()
+    for task in (*TASKS, "QUESTION_ANSWERING"):
+        names = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
+        for kind in (names.keys() & PREFIXES.keys()) - FLAT_TYPES:
+            classes = bodies(model_type_to_module_name(kind))
+            prefix = base_prefix({"model_type": kind})
+            for name in classes_of(names[kind]):
+                if name in classes and is_flat(name, prefix, classes):
+                    found.add(name)
+    assert found == FLAT_CLASSES

@@ -121,7 +121,7 @@ def test_what_has_no_exact_merge_says_why(
 ) -> None:
     base = make_base("float32", False, True)
     shapes = pair("model.layers.0.self_attn.q_proj", width=64, height=64)
-    adapter = write_adapter(tmp_path / "a", shapes, **config)
+    adapter = write_adapter(tmp_path / "a", shapes, layers_to_transform=[0], **config)
     with pytest.raises(RejectedPlanError, match=why):
         oracle.merge(base, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
