@@ -158,15 +158,30 @@ def test_fields_of_one_connection_stay_with_it() -> None:
         ("http://127.0.0.1:1/", "127.0.0.1:1"),
         ("http://[::1]:8000", "[::1]:8000"),
         ("http://somewhere", "somewhere:80"),
+        ("http://127.0.0.1:8000/models/base-pirate/", "127.0.0.1:8000"),
     ],
 )
 def test_addresses(url: str, wanted: str) -> None:
-    assert str(parse_address(url)) == wanted
+    address = parse_address(url)
+    assert str(address) == wanted
+    assert address.path == ("/models/base-pirate" if "models" in url else "")
 
 
 @pytest.mark.parametrize(
     "url",
-    ["", "b", "https://b:1", "http://", "http://b:x", "http://b/v1", "http://u@b", "http://b?q"],
+    [
+        "",
+        "b",
+        "https://b:1",
+        "http://",
+        "http://b:x",
+        "http://b/../v1",
+        "http://b//v1",
+        "http://b/%2e",
+        "http://b/a b",
+        "http://u@b",
+        "http://b?q",
+    ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lorapack_gate.answer import Scope
+
 Kind = Literal["live", "ready", "metrics", "models", "plain", "generate", "tokens"]
 
 
@@ -47,3 +49,15 @@ DOORS: dict[str, Door] = {
     "/detokenize": Door("tokens", _POST),
 }
 """Compared with the whole decoded path: no prefix, no trailing slash, no other spelling."""
+
+
+def find_path(scope: Scope) -> str:
+    """Returns the path of a request below the place that the server itself is mounted at.
+
+    No client says where that is: vLLM alone is at the root, Ray Serve may have it below a prefix.
+
+    Source: ASGI 2.5, HTTP scope, root_path; ray 2.60.0, serve/_private/replica.py: the path holds
+    the prefix, which is in root_path as well.
+    """
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

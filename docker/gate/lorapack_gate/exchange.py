@@ -135,7 +135,7 @@ def _render(
     body: bytes,
 ) -> bytes:
     lines = [
-        b"%s %s HTTP/1.1" % (method.encode(), target),
+        b"%s %s HTTP/1.1" % (method.encode(), address.path.encode() + target),
         b"host: %s" % str(address).encode(),
         b"connection: close",
         b"content-length: %d" % len(body),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from lorapack_gate.address import Address
 from lorapack_gate.answer import Receive, Scope, Send
 from lorapack_gate.body import GoneError
+from lorapack_gate.door import find_path
 from lorapack_gate.exchange import ExchangeError, Headers, exchange
 
 _OF_CONNECTION = frozenset(
@@ -62,7 +63,7 @@ async def forward(
 
 async def _pass(address: Address, scope: Scope, body: bytes, send: Send) -> None:
     query = scope.get("query_string", b"")
-    target = scope["path"].encode() + (b"?" + query if query else b"")
+    target = find_path(scope).encode() + (b"?" + query if query else b"")
     headers = kept(scope["headers"], _OF_REQUEST)
     async with exchange(address, scope["method"], target, headers, body) as response:
         told = kept(response.headers, _OF_RESPONSE)

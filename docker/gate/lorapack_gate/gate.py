@@ -39,7 +39,7 @@ from lorapack_gate.body import (
     with_length,
 )
 from lorapack_gate.document import Neighbour
-from lorapack_gate.door import DOORS, Door
+from lorapack_gate.door import DOORS, Door, find_path
 from lorapack_gate.drain import Drain
 from lorapack_gate.exchange import ExchangeError
 from lorapack_gate.forward import BrokenError, forward
@@ -122,7 +122,7 @@ class Gate:
         return await ask_inside(self._app, self._host, method, path, body)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door = DOORS.get(scope["path"])
+        door = DOORS.get(find_path(scope))
         crossing = allowed_headers(scope, self._setting.origins)
         if crossing and door is not None and is_preflight(scope):
             await send_preflight(send, door.methods, crossing)
@@ -167,7 +167,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _list_models(self, scope: Scope, send: Send) -> None:
-        status, body = await self._ask("GET", scope["path"])
+        status, body = await self._ask("GET", find_path(scope))
         if status == 200:
             document = json.loads(body)
             document["data"] += await self._neighbours.list_models(tuple(scope["headers"]))
