@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+from packager.digest import identify_file
 from packager.errors import AdapterError
 from packager.merge import Factors, PartFactors, Replacement, RowUpdate, StackFactors, cut_pair
 from packager.plan import Delta, Magnitude, PartDelta, RowReplacement
+from packager.plan.expert import STACKS_KEPT
 from packager.rowreader import OpenFiles, read_rows, read_whole
-from packager.tensorfile import TensorRef, tensor_bytes
+from packager.tensorfile import TensorRef
 
-_BLOCK_BYTES = 4 << 20
-"""Of factors of all experts of which one is wanted."""
+_READING = Lock()
+"""Threads that need the same factor wait for the one that reads it."""
 
 
 def check_finite_values(ref: TensorRef, values: Tensor) -> None:
@@ -120,26 +124,33 @@ class _PairReader:
         delta, rank = self.delta, self.delta.rank
         lora_a = read_rows(self.lora_a, expert * rank, rank, self.files)
         check_finite_values(self.lora_a, lora_a)
+        lora_b = _read_experts(self.lora_b, delta.experts)[expert]
         outputs = slice(delta.first_output, delta.first_output + delta.outputs)
-        if delta.transposed:
-            lora_b = self._read_columns(expert, 0, self.lora_b.shape[0])
-        else:
-            lora_b = self._read_columns(expert, outputs.start, delta.outputs)
-            outputs = slice(None)
         left, right = cut_pair(lora_a, lora_b, transposed=delta.transposed, outputs=outputs)
         return Factors(left.to(self.dtype), right.to(self.dtype), delta.scale)
 
-    def _read_columns(self, expert: int, first: int, count: int) -> Tensor:
-        """Reads every `experts`-th column of some rows of B, which lie between the others'."""
-        width = self.lora_b.shape[1]
-        step = max(1, _BLOCK_BYTES // max(1, tensor_bytes(self.lora_b.dtype, (width,))))
-        parts = []
-        for start in range(first, first + count, step):
-            rows = read_rows(self.lora_b, start, min(step, first + count - start), self.files)
-            parts.append(rows[:, expert :: self.delta.experts].clone())
-        columns = torch.cat(parts)
-        check_finite_values(self.lora_b, columns)
-        return columns
+
+def _read_experts(ref: TensorRef, experts: int) -> Tensor:
+    """Reads the B of all experts, whose columns lie between each other's, one after the other.
+
+    Experts that are stored one by one come to this each for itself: what was read last is kept.
+
+    Returns:
+        Shape (experts, out_features, rank), as stored.
+
+    Raises:
+        AdapterError: A value is NaN or infinity.
+        InputError: The adapter's file cannot be read.
+    """
+    with _READING:
+        return _read_experts_once(ref, experts, identify_file(ref.file))
+
+
+@lru_cache(maxsize=STACKS_KEPT)
+def _read_experts_once(ref: TensorRef, experts: int, _identity: str) -> Tensor:
+    values = read_whole(ref)
+    check_finite_values(ref, values)
+    return values.view(values.shape[0], -1, experts).permute(2, 0, 1).contiguous()
 
 
 def read_magnitude(update: Magnitude, refs: Mapping[str, TensorRef], files: OpenFiles) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from packager.base import BaseIndex
 from packager.combination import combination_notes
 from packager.gguf.block import PLAIN_TYPES
+from packager.plan.expert import expert_bytes
 from packager.plan.gguf import gguf_notes
 from packager.plan.module import module_bytes
 from packager.plan.option import ReleaseOptions
@@ -64,6 +65,7 @@ def summarise(
         peak_memory_bytes=_LIBRARIES_BYTES
         + _BUFFERS_BYTES
         + max(factors, default=0)
+        + max(map(expert_bytes, adapters), default=0)
         + max(map(module_bytes, targets), default=0)
         + _scales_bytes(base.index),
         behaviour_memory_bytes=truth,

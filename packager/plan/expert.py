@@ -18,6 +18,7 @@ from packager.errors import AdapterError, BaseError, LorapackError
 from packager.plan.misfit import is_dropped
 from packager.plan.source import AdapterSource
 from packager.plan.update import Delta, PartDelta, Update
+from packager.tensorfile import tensor_bytes
 
 # Source: transformers 5.23, models/*/modeling_*.py: the order in which modules that hold several
 # parameters define them.
@@ -29,6 +30,9 @@ PARAMETER_ORDER = (
 TRANSPOSED_EXPERTS = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
 """Model types whose experts are held as (experts, in_features, out_features)."""
 _FIRST_ORIENTED = (0, 19, 1)
+STACKS_KEPT = 4
+"""Factors B of fused experts that stay in memory, whole and as stored: those of two parameters in
+each of two files that are written at a time."""
 
 
 def plan_parameters(
@@ -57,6 +61,22 @@ def plan_parameters(
             for name, update in _plan_shares(source, base, cut, turned):
                 updates[name] = (*updates.get(name, ()), update)
     return updates, problems
+
+
+def expert_bytes(source: AdapterSource) -> int:
+    """Returns what the factors of parameters take in memory while they are merged.
+
+    The B of several whole as they are stored, one of them put in another order, and the pairs of
+    two experts in float64.
+    """
+    pairs, config = source.spec.parameters, source.spec.config
+    whole = sorted((pair.lora_b.nbytes for pair in pairs), reverse=True)
+    of_experts = (
+        sum(tensor_bytes("F64", ref.shape) for ref in pair.tensors)
+        // max(1, pair.lora_a.shape[0] // config.rank_of(pair.module))
+        for pair in pairs
+    )
+    return sum(whole[:STACKS_KEPT]) + max(whole, default=0) + 2 * max(of_experts, default=0)
 
 
 @dataclass(frozen=True)
