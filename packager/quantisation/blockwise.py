@@ -2,12 +2,14 @@
 
 The arithmetic is written here once more, in the order in which bitsandbytes does it, so that the
 bits are the same and neither bitsandbytes nor a GPU is needed; tests hold it against bitsandbytes.
-Its own kernel for processors (0.50) takes wrong scales where rows do not fill blocks, and decides
-near-ties between two of the 256 scales by another rule than its kernel for GPUs, which adapters
-are trained with and which this follows.
+Its own kernel for processors (0.50) takes wrong scales where rows do not fill blocks. For scales in
+eight bits it rounds to a table of 65,536 places before it takes the nearest of 256 values, so that
+one in a hundred or fewer falls to the neighbour; its kernel for GPUs, which adapters are trained
+with, takes the nearest itself, and so does this.
 
 Source: bitsandbytes 0.50, functional.py (get_4bit_type, create_dynamic_map, quantize_4bit),
-backends/default/ops.py (quantize_4bit, quantize_blockwise).
+backends/default/ops.py (quantize_4bit, quantize_blockwise); csrc/kernels.cu (dQuantize),
+csrc/cpu_ops.cpp (build_quantize_lut, norm_to_lut_index).
 """
 
 from __future__ import annotations

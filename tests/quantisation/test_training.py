@@ -136,7 +136,7 @@ def test_weights_as_training_saw_them(base: Path, tmp_path: Path, loaded_in: Loa
         rows = seen[name].shape[0]
         found, wanted = ours.read(0, rows), theirs.read(0, rows)
         if loaded_in.endswith("-double"):
-            # Near-ties between two of 256 scales: see `quantisation.blockwise`.
+            # Near-ties between two of 256 scales: see test_scales.
             same = (found == wanted).float().mean()
             assert float(same) > 0.9, name
             assert torch.allclose(found, wanted, rtol=0.02, atol=1e-6)
