@@ -127,10 +127,18 @@ def test_ready_and_metrics_tell_of_both(front: httpx.Client) -> None:
     assert figures[WHOLE]["kind"] == "merged"
     assert figures[WHOLE]["divergence_nats"] < 1e-6
     assert figures[WHOLE]["base_divergence_nats"] > 0.5
-    lines = front.get("/metrics", headers=bearer(METRICS_KEY)).text.splitlines()
-    assert f'lorapack_neighbour_ready{{neighbour="{WHOLE}"}} 1' in lines
-    assert f'lorapack_requests_total{{model="{WHOLE}",status="200"}} 1' in lines
-    assert f'lorapack_first_byte_seconds_count{{model="{WHOLE}"}} 1' in lines
+    wanted = {
+        f'lorapack_neighbour_ready{{neighbour="{WHOLE}"}} 1',
+        f'lorapack_requests_total{{model="{WHOLE}",status="200"}} 1',
+        f'lorapack_first_byte_seconds_count{{model="{WHOLE}"}} 1',
+    }
+
+    def figured() -> bool:
+        text = front.get("/metrics", headers=bearer(METRICS_KEY)).text
+        return wanted <= set(text.splitlines())
+
+    # A request is counted when it has ended, just after its client has all of the answer.
+    wait_until(figured)
 
 
 def test_wrong_key_goes_no_further(front: httpx.Client, engine: SlowEngine) -> None:
