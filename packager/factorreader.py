@@ -54,10 +54,15 @@ def read_finite(ref: TensorRef, files: OpenFiles) -> Tensor:
 def read_factors(
     delta: Delta, refs: Mapping[str, TensorRef], dtype: torch.dtype, files: OpenFiles
 ) -> Factors:
-    """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ."""
+    """Reads A and B; where the base is stored the other way round, (B·A)ᵀ is Aᵀ·Bᵀ.
+
+    Those of a convolution are matrices, too, since the kernel of B is a single point.
+
+    Source: PEFT 0.21, tuners/lora/layer.py, _ConvNd.get_delta_weight.
+    """
     blocks_a, blocks_b = delta.blocks
-    lora_a = _spread(read_finite(refs[delta.lora_a], files).to(dtype), blocks_a)
-    lora_b = _spread(read_finite(refs[delta.lora_b], files).to(dtype), blocks_b)
+    lora_a = _spread(read_finite(refs[delta.lora_a], files).flatten(1).to(dtype), blocks_a)
+    lora_b = _spread(read_finite(refs[delta.lora_b], files).flatten(1).to(dtype), blocks_b)
     if delta.diagonal is not None:
         lora_b = lora_b * read_finite(refs[delta.diagonal], files).to(dtype)
     factors = Factors(lora_a, lora_b, delta.scale)

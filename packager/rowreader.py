@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
 from dataclasses import replace
@@ -59,16 +60,15 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def as_matrix(ref: TensorRef) -> TensorRef:
+def as_matrix(ref: TensorRef, *, by_output: bool = False) -> TensorRef:
     """Returns the tensor as the matrix that updates see: a vector is one row of it.
 
-    The dimensions before the last are counted as rows.
+    Args:
+        ref: The tensor.
+        by_output: Count the first dimension as rows only, and not all before the last.
     """
-    width = ref.shape[-1] if ref.shape else 1
-    rows = 1
-    for size in ref.shape[:-1]:
-        rows *= size
-    return replace(ref, shape=(rows, width))
+    border = 1 if by_output else -1
+    return replace(ref, shape=(math.prod(ref.shape[:border]), math.prod(ref.shape[border:])))
 
 
 def read_rows(

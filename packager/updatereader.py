@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from packager.merge import (
     RowMagnitude,
     RowUpdate,
     Scaling,
+    StoredRows,
     VectorAddition,
     cut_singular,
     project_columns,
@@ -40,8 +42,11 @@ from packager.plan import (
     PartDelta,
     PlannedTensor,
     Residual,
+    Rounding,
     RowReplacement,
 )
+from packager.quantisation.encoding import EightBitLoad, FourBitLoad, QuantisedRef
+from packager.quantisation.values import read_values
 from packager.rowreader import OpenFiles, as_matrix, read_rows, read_whole
 from packager.tensorfile import TensorRef
 
@@ -98,6 +103,8 @@ def read_updates(
                 made.append(read_factors(update, refs, dtype, opened))
             elif isinstance(update, PartDelta):
                 made.append(read_part(update, refs, dtype, files))
+            elif isinstance(update, Rounding):
+                made.append(StoredRows(partial(read_values, _rounded(ref, update))))
             elif isinstance(update, Residual):
                 made.append(_read_residual(update, ref, made, dtype, opened))
             elif isinstance(update, RowReplacement):
@@ -113,6 +120,13 @@ def read_updates(
             else:
                 made.append(_read_scaling(tensor, number, ref, base, adapters, opened))
     return tuple(made)
+
+
+def _rounded(ref: TensorRef, update: Rounding) -> QuantisedRef:
+    """Returns a weight as bitsandbytes leaves it."""
+    nf4 = update.loaded_in == "nf4"
+    encoding = FourBitLoad(ref, "nf4", double=False) if nf4 else EightBitLoad(ref)
+    return QuantisedRef(ref.name, ref.file, ref.offset, ref.dtype, ref.shape, encoding)
 
 
 def _read_residual(
@@ -138,7 +152,9 @@ def _read_residual(
     if update.kind == "olora":
         found = project_columns(blocks, update.rank, update.scale)
     else:
-        weight = torch.cat([block for _, block in blocks()])
+        weight = torch.empty(as_matrix(ref).shape, dtype=torch.float64)
+        for first, block in blocks():
+            weight[first : first + block.shape[0]] = block
         found = cut_singular(weight, update.rank, largest=update.kind == "pissa")
     return Factors(found.lora_a.to(dtype), found.lora_b.to(dtype), found.scale)
 
@@ -204,7 +220,7 @@ class _ModuleReader:
                 parameters[companion.parameter] = self._companion(companion, dtype, files)
             tensors = {name: read_finite(refs[name], files) for name in update.reads}
         job = ModuleJob(
-            base=_folder(self.base[self.tensor.source]),
+            base=_folder(next(iter(self.base.values()))),
             adapter=refs[update.reads[0]].file.parent,
             module=update.module,
             parameters=parameters,
@@ -217,12 +233,12 @@ class _ModuleReader:
         return self._whole(self.ref, _before(self.tensor, self.number), dtype, files)
 
     def _companion(self, companion: Companion, dtype: torch.dtype, files: OpenFiles) -> Tensor:
-        ref = self.base[companion.source]
         tensor = replace(
-            self.tensor, name=companion.source, source=companion.source, shape=ref.shape,
-            deltas=companion.updates,
+            self.tensor, name=companion.source, source=companion.source, deltas=companion.updates,
+            source_adapter=companion.source_adapter,
         )  # fmt: skip
-        return self._whole(ref, tensor, dtype, files)
+        ref = find_source(tensor, self.base, self.adapters)
+        return self._whole(ref, replace(tensor, shape=ref.shape), dtype, files)
 
     def _whole(
         self, ref: TensorRef, tensor: PlannedTensor, dtype: torch.dtype, files: OpenFiles

@@ -13,6 +13,7 @@ from packager.adapter.featurerule import (
     NOT_MERGED,
     OF_TENSORS,
     OLLAMA_MERGES,
+    ROWS,
     RULES,
     SERVED,
     FeatureRule,
@@ -21,7 +22,7 @@ from packager.adapter.featurerule import (
     shorten,
 )
 from packager.adapter.support import Feature, Support
-from packager.adapter.tuner import FIELDS, WHOLE_MODULE, why_not_merged
+from packager.adapter.tuner import BY_ROWS, FIELDS, WHOLE_MODULE, why_not_merged
 from packager.manifest import Target
 
 
@@ -71,7 +72,10 @@ def _other_tuner(config: AdapterConfig) -> tuple[Feature, ...]:
     """The tuner itself, and what is trained beside it."""
     reason = why_not_merged(config.peft_type)
     merged = Support("works", WHOLE_MODULE) if reason is None else impossible(reason)
-    tuner = FeatureRule(config.peft_type.lower(), str, merged, refused("LoRA only"), in_pairs=False)
+    served = refused("LoRA only")
+    if config.peft_type == BY_ROWS:
+        merged, served = ROWS, refused("no adapter can bring token rows")
+    tuner = FeatureRule(config.peft_type.lower(), str, merged, served, in_pairs=False)
     found = [Feature(tuner.name, "another tuner than LoRA", _support(tuner))]
     for rule in RULES:
         detail = rule.detect(config) if rule.name in _BESIDE_TUNERS else None
@@ -82,7 +86,7 @@ def _other_tuner(config: AdapterConfig) -> tuple[Feature, ...]:
     return tuple(found)
 
 
-_BESIDE_TUNERS = frozenset({"modules_to_save", *FIELDS})
+_BESIDE_TUNERS = frozenset({"modules_to_save", "bias", *FIELDS})
 
 
 def _unknown_fields(config: AdapterConfig) -> list[Feature]:

@@ -44,7 +44,7 @@ class FeatureRule:
 
 MERGES = Support("works", "merged in float32, rounded once")
 _REPLACED = Support("works", "the trained tensors take the place of the base's")
-_ROWS = Support("works", "the trained rows take the place of the base's")
+ROWS = Support("works", "the trained rows take the place of the base's")
 _TIED = Support("works", "embedding and head stay one tensor")
 _AS_LORA = Support("works", "after training it is plain LoRA, and merged as such")
 _REPEATED = Support("works", "what was taken out of the base is worked out again, and merged")
@@ -100,12 +100,17 @@ _BASE_KEEPING_INITS = (True, False, "true", "false", "gaussian", "orthogonal", "
 def _base_changing_init(config: AdapterConfig) -> str | None:
     value = config.raw.get("init_lora_weights", True)
     known = value in _BASE_KEEPING_INITS or _repeatable_init(config) is not None
-    return None if known else shorten(value)
+    return None if known or value == "loftq" else shorten(value)
 
 
 def _repeatable_init(config: AdapterConfig) -> str | None:
     kind = residual_kind(config)
-    return kind if kind in ("olora", "pissa") else None
+    return None if kind == "kasa" else kind
+
+
+def _iterated_loftq(config: AdapterConfig) -> str | None:
+    loftq = config.raw.get("init_lora_weights") == "loftq"
+    return "loftq" if loftq and residual_kind(config) is None else None
 
 
 def _regex_targets(config: AdapterConfig) -> str | None:
@@ -130,7 +135,7 @@ RULES: tuple[FeatureRule, ...] = (
     FeatureRule(
         "trainable_token_indices",
         _filled("trainable_token_indices"),
-        _ROWS,
+        ROWS,
         refused("no adapter can bring token rows"),
         in_pairs=False,
     ),
@@ -164,6 +169,16 @@ RULES: tuple[FeatureRule, ...] = (
         impossible(
             "this initialisation changed the base by what is not in the adapter; save it converted "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
+        ),
+        refused("the initialisation changed the base"),
+    ),
+    FeatureRule(
+        "init_lora_weights",
+        _iterated_loftq,
+        impossible(
+            "LoftQ quantised the base in several iterations, which no other machine repeats to the "
+            "bit; save the base as it was trained on (unload, then save_pretrained), give that "
+            "with --base, and set init_lora_weights to true in adapter_config.json"
         ),
         refused("the initialisation changed the base"),
     ),
@@ -218,6 +233,16 @@ NEUTRAL_FIELDS = frozenset(
 
 OF_TENSORS = {
     "LoRA on embeddings": FeatureRule("", str, MERGES, refused(), in_pairs=False),
+    "LoRA on convolutions": FeatureRule("", str, MERGES, refused(), in_pairs=False),
+    "LoRA on convolutions in groups": FeatureRule(
+        "",
+        str,
+        impossible(
+            "the weight of a group sees the inputs of the group only, and what was trained sees all"
+        ),
+        refused(),
+        in_pairs=False,
+    ),
     "copy of base weights": FeatureRule(
         "",
         str,

@@ -36,9 +36,16 @@ class ModuleParts:
         return any(part in self.parts for part in (*_LINEAR, *_EMBEDDING))
 
     @property
-    def is_convolution(self) -> bool:
-        """Whether A or B has more dimensions than a matrix."""
-        return any(len(ref.shape) > _MATRIX_DIMENSIONS for ref in self.parts.values())
+    def is_grouped(self) -> bool:
+        """Whether the layer is a convolution in groups: B has a part of the rank for each.
+
+        Source: PEFT 0.21, tuners/lora/layer.py, _ConvNd.update_layer.
+        """
+        if not all(part in self.parts for part in _LINEAR):
+            return False
+        lora_a, lora_b = (self.parts[part].shape for part in _LINEAR)
+        convolution = len(lora_a) == len(lora_b) > _MATRIX_DIMENSIONS
+        return convolution and 0 < lora_b[1] < lora_a[0] and lora_a[0] % lora_b[1] == 0
 
     @property
     def is_embedding(self) -> bool:
@@ -110,8 +117,10 @@ def _check_complete(module: LoraModule, config: AdapterConfig, where: str) -> No
 def _check_shapes(module: LoraModule, where: str) -> None:
     rank, (across, down) = module.rank, module.blocks
     lora_a, lora_b = module.lora_a.shape, module.lora_b.shape
-    fits = len(lora_a) == len(lora_b) == _MATRIX_DIMENSIONS
-    if not fits or lora_a[0] != rank or lora_b[1] * down != rank or rank % across:
+    fits = len(lora_a) == len(lora_b) >= _MATRIX_DIMENSIONS
+    fits = fits and lora_b[2:] == (1,) * len(module.kernel)
+    plain = not module.kernel or (module.blocks == (1, 1) and not module.embedding)
+    if not fits or not plain or lora_a[0] != rank or lora_b[1] * down != rank or rank % across:
         raise AdapterError(
             f"the tensors of module {module.module!r} contradict adapter_config.json",
             where=where,
@@ -119,16 +128,17 @@ def _check_shapes(module: LoraModule, where: str) -> None:
             found=f"lora_A {lora_a}, lora_B {lora_b}",
             hint="config and weights belong to different trainings, or the rank was edited",
         )
-    for ref, size in (
-        (module.magnitude, lora_b[0]),
-        (module.bias, lora_b[0]),
-        (module.diagonal, rank),
+    norms = (1, lora_b[0], *lora_b[2:]) if module.kernel else (lora_b[0],)
+    for ref, shape in (
+        (module.magnitude, norms),
+        (module.bias, (lora_b[0],)),
+        (module.diagonal, (rank,)),
     ):
-        if ref is not None and ref.shape != (size,):
+        if ref is not None and ref.shape != shape:
             raise AdapterError(
                 f"the adapter tensor {ref.name!r} has another length than its layer",
                 where=where,
-                expected=f"shape ({size},)",
+                expected=f"shape {shape}",
                 found=str(ref.shape),
                 hint="the file is damaged: save or copy the adapter again",
             )

@@ -6,8 +6,9 @@ from typing import Literal
 
 from packager.adapter.config import AdapterConfig
 
-ResidualKind = Literal["olora", "pissa", "kasa"]
-"""Initialisations that take something out of the base which its weights alone tell."""
+ResidualKind = Literal["olora", "pissa", "kasa", "loftq-nf4", "loftq-int8"]
+"""Initialisations that take something out of the base which its weights alone tell: a part of low
+rank, or what a quantisation rounds off."""
 
 
 def is_saved(config: AdapterConfig, module: str) -> bool:
@@ -60,7 +61,7 @@ def token_indices(config: AdapterConfig, module: str) -> tuple[int, ...]:
 
     Source: PEFT 0.21, utils/other.py, set_additional_trainable_modules.
     """
-    stated = config.raw.get("trainable_token_indices") or ()
+    stated = config.raw.get("trainable_token_indices") or config.raw.get("token_indices") or ()
     if isinstance(stated, dict):
         own = [value for key, value in stated.items() if module.endswith(key)]
         stated = own[0] if own else next(iter(stated.values()), ())
@@ -98,4 +99,21 @@ def residual_kind(config: AdapterConfig) -> ResidualKind | None:
     stated = config.raw.get("init_lora_weights")
     if isinstance(stated, str) and stated.lower() == "olora":
         return "olora"
+    if stated == "loftq":
+        return _rounding_kind(config.raw.get("loftq_config"))
     return "pissa" if stated == "pissa" else None
+
+
+def _rounding_kind(stated: object) -> ResidualKind | None:
+    """Returns how LoftQ quantised the weights, where that did not depend on a decomposition.
+
+    Further iterations quantise what a singular value decomposition in float32 leaves over, and a
+    value near a border falls to either side of it from machine to machine.
+
+    Source: PEFT 0.21, utils/loftq_utils.py, loftq_init; tuners/lora/config.py, LoftQConfig.
+    """
+    settings = stated if isinstance(stated, dict) else {}
+    if settings.get("loftq_iter", 1) != 1:
+        return None
+    bits = settings.get("loftq_bits", 4)
+    return "loftq-nf4" if bits == 4 else "loftq-int8" if bits == 8 else None

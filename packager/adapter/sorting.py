@@ -100,7 +100,10 @@ def sort_saved(tensors: tuple[TensorRef, ...], config: AdapterConfig) -> SortedT
     found = SortedTensors()
     for ref in tensors:
         name = parse_tensor_name(ref.name)
-        if name is not None and name.part == "saved" and is_saved(config, name.module):
+        if name is None:
+            continue
+        whole = name.part in ("saved", "again") and is_saved(config, name.module)
+        if whole or (name.part in ("saved", "frozen") and _trains_bias(name, config)):
             found.saved[name.parameter] = (*found.saved.get(name.parameter, ()), ref)
     return found
 
@@ -132,15 +135,16 @@ def _names(found: SortedTensors) -> set[str]:
 def _sort_parameter(
     name: TensorName, ref: TensorRef, config: AdapterConfig, found: SortedTensors
 ) -> None:
-    """A parameter of the model: trained if the configuration says so, else a copy of the base's.
-
-    With `bias`, PEFT trains the base's own biases in place.
-    """
-    trains_bias = name.leaf == "bias" and config.raw.get("bias") not in (None, "none")
-    if trains_bias or (name.part == "saved" and is_saved(config, name.module)):
+    """A parameter of the model: trained if the configuration says so, else a copy of the base's."""
+    if _trains_bias(name, config) or (name.part == "saved" and is_saved(config, name.module)):
         found.saved[name.parameter] = (*found.saved.get(name.parameter, ()), ref)
     elif name.part == "frozen" or name.module.rpartition(".")[2] in EMBEDDING_MODULES:
         found.frozen[name.parameter] = (*found.frozen.get(name.parameter, ()), ref)
+
+
+def _trains_bias(name: TensorName, config: AdapterConfig) -> bool:
+    """Tells whether a tensor is one of the base's own biases that PEFT trained in place."""
+    return name.leaf == "bias" and config.raw.get("bias") not in (None, "none")
 
 
 def _unfreeze(found: SortedTensors, parameter: str) -> None:
@@ -156,7 +160,7 @@ def _unfreeze(found: SortedTensors, parameter: str) -> None:
 
 def _has_other_shapes(parts: ModuleParts, config: AdapterConfig) -> bool:
     """Tells whether a pair is not of matrices of one layer, by design."""
-    return any(config.raw.get(name) for name in _RESHAPING) or parts.is_convolution
+    return any(config.raw.get(name) for name in _RESHAPING) or parts.is_grouped
 
 
 def _token_rows(module: str, ref: TensorRef, config: AdapterConfig, where: str) -> TokenRows:

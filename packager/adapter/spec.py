@@ -7,10 +7,12 @@ from pathlib import Path
 
 from packager.adapter.config import AdapterConfig, parse_adapter_config
 from packager.adapter.feature import find_features, tensor_feature
+from packager.adapter.featurerule import shorten
 from packager.adapter.parameter import find_parameter_pairs
 from packager.adapter.sorting import SortedTensors, sort_saved, sort_tensors
 from packager.adapter.support import Feature
 from packager.adapter.tensorname import parse_tensor_name
+from packager.adapter.tuner import KNOWN
 from packager.adapter.value import AdapterSpec
 from packager.errors import AdapterError
 from packager.filekind import list_model_files
@@ -51,7 +53,7 @@ def read_adapter(directory: Path) -> AdapterSpec:
     weights_path = _find_weights(directory)
     header = read_header(weights_path)
     parameters = find_parameter_pairs(header.tensors, config, str(weights_path))
-    if config.peft_type == "LORA":
+    if config.peft_type in KNOWN:
         found = sort_tensors(header.tensors, parameters, config, str(weights_path))
     else:
         found = sort_saved(header.tensors, config)
@@ -99,6 +101,9 @@ def _features_of_tensors(found: SortedTensors, config: AdapterConfig) -> list[Fe
     embeddings = [name for name, module in found.modules.items() if module.embedding]
     if embeddings:
         features.append(tensor_feature("LoRA on embeddings", ", ".join(embeddings)))
+    convolutions = [name for name, module in found.modules.items() if module.kernel]
+    if convolutions:
+        features.append(tensor_feature("LoRA on convolutions", shorten(convolutions)))
     if found.frozen:
         modules = [name.rpartition(".")[0] for name in found.frozen]
         features.append(tensor_feature("copy of base weights", ", ".join(modules)))
@@ -108,6 +113,6 @@ def _features_of_tensors(found: SortedTensors, config: AdapterConfig) -> list[Fe
     pairs = [name for name in names if name is not None and name.part in ("lora_a", "lora_b")]
     if pairs:
         fused = any(name.module.endswith(".base_layer") for name in pairs)
-        kind = "LoRA on fused parameters" if fused else "LoRA on convolutions"
+        kind = "LoRA on fused parameters" if fused else "LoRA on convolutions in groups"
         features.append(tensor_feature(kind, f"{len(pairs)} tensors"))
     return features

@@ -39,7 +39,7 @@ _FORMS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"(?P<module>.+)\.lora_diag"), "diagonal"),
     (re.compile(r"(?P<module>.+)\.lora_velora_embed"), "idle"),
     (re.compile(r"(?P<module>.+)\.lora_monteclora_sampler(?:\..+)?"), "idle"),
-    (re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta"), "tokens"),
+    (re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta"), "tokens"),
     (re.compile(rf"(?P<module>.+?)\.{_WRAPPED}\.(?P<leaf>weight|bias)"), "frozen"),
     (re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<leaf>.+)"), "again"),
 )

@@ -22,17 +22,19 @@ UNMERGED: dict[str, str] = {
     "POLY": "it mixes its parts by the task that an input names",
     "LILY": "every token is routed to other parts, which no weights can tell",
     "SHADOW": "it runs a second model along the layers, which no weights hold",
-    "TRAINABLE_TOKENS": "its rows are shared by embedding and head; train them as "
-    "trainable_token_indices of a LoRA instead",
     "FROD": "every module needs the weights of all others at once",
-    "TINYLORA": "PEFT decomposes the weights of all modules to load it",
 }
 """Tuner → why its modules cannot be merged one by one."""
+
+BY_ROWS = "TRAINABLE_TOKENS"
+"""The tuner that trains rows of embeddings and heads, as `trainable_token_indices` of a LoRA do."""
+
+KNOWN = ("LORA", BY_ROWS)
+"""Tuners whose tensors are taken apart and merged here; all others go through PEFT's own layers."""
 
 WHOLE_MODULE = "merged through PEFT's own layers, one module in memory at a time"
 
 FIELDS = {
-    "bias": "biases trained beside this tuner are not merged by this version",
     "trainable_token_indices": "token rows beside this tuner are not merged by this version",
     "target_parameters": "parameters adapted by this tuner are not merged by this version",
     "layer_replication": "copies of layers are merged with LoRA only",

@@ -21,14 +21,17 @@ class LoraModule:
 
     Attributes:
         module: Dotted name in the model, such as `model.layers.0.self_attn.q_proj`.
-        lora_a: Shape (rank, in_features); of an embedding, (rank, rows).
-        lora_b: Shape (out_features, rank); of an embedding, (width, rank).
+        lora_a: Shape (rank, in_features); of an embedding, (rank, rows); of a convolution,
+            (rank, in_channels, *kernel).
+        lora_b: Shape (out_features, rank); of an embedding, (width, rank); of a convolution,
+            (out_channels, rank, 1, …).
         rank: Rows of `lora_a`.
         alpha: From the configuration.
         scale: Factor of B·A.
         embedding: Whether the layer is an embedding, whose weight is (rows, width): (B·A)ᵀ is
             added to it.
-        magnitude: Of DoRA, shape (out_features,), of an embedding (width,); or None.
+        magnitude: Of DoRA, shape (out_features,), of an embedding (width,), of a convolution
+            (1, out_channels, 1, …); or None.
         bias: Of `lora_B`, shape (out_features,), scaled as B·A is; or None.
         blocks: Blocks on the diagonals of which A and B consist; they are stored side by side, so
             that the stored width is that of one block.
@@ -60,15 +63,24 @@ class LoraModule:
     @property
     def is_pair(self) -> bool:
         """Whether a pair of linear layers is all that it is."""
-        plain = self.blocks == (1, 1) and self.residual is None
+        plain = self.blocks == (1, 1) and self.residual is None and not self.kernel
         return plain and self.tensors == (self.lora_a, self.lora_b)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Of the update: (out_features, in_features); of an embedding, (rows, width)."""
+    def kernel(self) -> tuple[int, ...]:
+        """Of a convolution, its size in each direction; of any other layer, nothing."""
+        return self.lora_a.shape[2:]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the update: that of the weight.
+
+        (out_features, in_features); of an embedding, (rows, width); of a convolution,
+        (out_channels, in_channels, *kernel).
+        """
         across = self.lora_a.shape[1] * self.blocks[0]
         down = self.lora_b.shape[0]
-        return (across, down) if self.embedding else (down, across)
+        return (across, down) if self.embedding else (down, across, *self.kernel)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from packager.plan import (
     PlannedTensor,
     ReleasePlan,
     Residual,
+    Rounding,
     TargetPlan,
     Update,
 )
@@ -173,8 +174,8 @@ def _deltas(tensor: PlannedTensor) -> str:
 def _update_text(update: Update) -> str:
     if isinstance(update, (Delta, PartDelta)):
         return f" + {update.scale:g}·B·A rank {update.rank}"
-    if isinstance(update, Residual):
-        return f" - what {update.kind} took out, rank {update.rank}"
+    if isinstance(update, (Residual, Rounding)):
+        return _start_text(update)
     if isinstance(update, Magnitude):
         return f", each {update.axis} to its trained norm"
     if isinstance(update, ModuleUpdate):
@@ -182,3 +183,10 @@ def _update_text(update: Update) -> str:
     if isinstance(update, Addition):
         return f" + {update.scale:g}·bias"
     return f", {len(update.indices)} rows trained"
+
+
+def _start_text(update: Residual | Rounding) -> str:
+    """What had become of the base before training."""
+    if isinstance(update, Rounding):
+        return f", rounded to {update.loaded_in}"
+    return f" - what {update.kind} took out, rank {update.rank}"

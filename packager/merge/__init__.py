@@ -11,6 +11,7 @@ from packager.merge.update import (
     RowMagnitude,
     RowUpdate,
     Scaling,
+    StoredRows,
     VectorAddition,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "RowUpdate",
     "Scaling",
     "StackFactors",
+    "StoredRows",
     "VectorAddition",
     "apply_updates",
     "arithmetic_dtype",

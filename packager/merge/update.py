@@ -8,6 +8,7 @@ so that blocks may be made in any order and by any thread.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +143,29 @@ class Scaling:
 
     def _of_rows(self, count: int, first: int) -> Tensor:
         return self.factor[first : first + count].unsqueeze(1) if self.by_row else self.factor
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The same rows as another form of the tensor holds them.
+
+    Attributes:
+        read: Returns rows of it, of a first one and a number.
+    """
+
+    read: Callable[[int, int], Tensor]
+
+    def apply(self, rows: Tensor, first: int) -> None:
+        """Puts them in the rows' place."""
+        rows.copy_(self.read(first, rows.shape[0]))
+
+    def bound(self, step: Step) -> Tensor:
+        """What is read is exact."""
+        return torch.zeros_like(step.slack)
+
+    def transposed(self) -> RowUpdate:
+        """What is read lies by rows."""
+        raise AssertionError("a weight that was rounded is not stored transposed")
 
 
 @dataclass(frozen=True)

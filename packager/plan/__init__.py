@@ -13,6 +13,7 @@ from packager.plan.update import (
     ModuleUpdate,
     PartDelta,
     Residual,
+    Rounding,
     RowReplacement,
     Update,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "ReleaseOptions",
     "ReleasePlan",
     "Residual",
+    "Rounding",
     "RowReplacement",
     "TargetPlan",
     "Update",

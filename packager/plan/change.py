@@ -81,7 +81,8 @@ def find_changes(source: AdapterSource, base: BaseIndex) -> Changes:
     for parameter, refs in spec.saved.items():
         _replace(changes, parameter, refs)
     for rows in spec.token_rows.values():
-        _replace_rows(changes, rows)
+        if not _repeats_rows(changes, rows):
+            _replace_rows(changes, rows)
     for module in spec.modules.values():
         if module.bias is not None:
             _add_bias(changes, module, module.bias)
@@ -144,6 +145,12 @@ def _is_original(ref: TensorRef) -> bool:
     return ".original_module." in ref.name
 
 
+def find_saved(source: AdapterSource, parameter: str) -> TensorRef | None:
+    """Returns the tensor that an adapter holds in the place of a parameter, or None."""
+    refs = source.spec.saved.get(parameter, ())
+    return min(refs, key=_is_original, default=None)
+
+
 def _replace(changes: Changes, parameter: str, refs: tuple[TensorRef, ...]) -> None:
     """A parameter that was saved whole; what PEFT kept of the base's own is of no use then."""
     name = output_name(parameter, changes.base)
@@ -198,6 +205,25 @@ def _replace_rows(changes: Changes, rows: TokenRows) -> None:
         )
     adapter = changes.source.name
     changes.update(name, RowReplacement(adapter, rows.module, rows.rows.name, rows.indices))
+
+
+def _repeats_rows(changes: Changes, rows: TokenRows) -> bool:
+    """Takes rows under the name of a module that the checkpoint has under another one only.
+
+    PEFT saves rows that several modules share for each of them, such as the two embeddings of T5.
+    """
+    base = changes.base
+    if output_name(f"{rows.module}.weight", base) is not None:
+        return False
+    for other in changes.source.spec.token_rows.values():
+        name = output_name(f"{other.module}.weight", base)
+        same = (other.indices, other.rows.shape) == (rows.indices, rows.rows.shape)
+        if name is not None and same:
+            copy = Copy(changes.source.name, rows.rows.name, other.rows.name)
+            change = changes.find(name)
+            changes.by_name[name] = replace(change, copies=(*change.copies, copy))
+            return True
+    return False
 
 
 def _add_bias(changes: Changes, module: LoraModule, bias: TensorRef) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from packager.adapter.tuner import KNOWN
 from packager.base import BaseIndex
 from packager.dtype import MERGEABLE
 from packager.errors import AdapterError, BaseError, LorapackError
-from packager.plan.change import HEAD_NAME
+from packager.plan.change import HEAD_NAME, find_saved
 from packager.plan.misfit import is_dropped, unselected_modules
 from packager.plan.source import AdapterSource
-from packager.plan.update import Companion, ModuleUpdate, Update
-from packager.plan.value import TargetPlan
+from packager.plan.update import Companion, ModuleUpdate, Residual, Update
+from packager.plan.value import PlannedTensor, TargetPlan
 from packager.quantisation.layer import find_linear, is_head
 from packager.tensorfile import TensorRef, tensor_bytes
 
@@ -30,6 +31,8 @@ class TunedModule:
         module: Dotted name.
         parameters: Its own as the base has them, by name within the module.
         outputs: Their names in the merged model.
+        saved: Names within it of those that the adapter holds as a whole: biases that were trained
+            in place.
         tensors: The adapter's that belong to it alone.
         shared: The adapter's that belong to all its modules.
     """
@@ -39,11 +42,12 @@ class TunedModule:
     outputs: Mapping[str, str]
     tensors: tuple[TensorRef, ...]
     shared: tuple[TensorRef, ...]
+    saved: frozenset[str] = frozenset()
 
 
 def is_module_tuner(source: AdapterSource) -> bool:
     """Tells whether an adapter is of a tuner whose modules are merged as a whole."""
-    return source.spec.config.peft_type != "LORA"
+    return source.spec.config.peft_type not in KNOWN
 
 
 def plan_modules(
@@ -66,17 +70,27 @@ def plan_modules(
 
 
 def module_bytes(target: TargetPlan) -> int:
-    """Returns what merging the largest module takes that PEFT merges as a whole.
+    """Returns what merging the largest tensor takes that is merged as a whole.
 
-    Its values before and after, what is added, and a copy of one of them, in float64.
+    Of one that PEFT merges: its values before and after, what is added, and a copy of one of them,
+    in float64. Of one that is decomposed into singular values: itself, LAPACK's copy of it, both
+    factors, and what LAPACK works in, which is five squares of the shorter side.
     """
     merged = target.tensors if target.gguf is None else target.gguf.merged
-    whole = (
-        tensor_bytes("F64", tensor.shape)
-        for tensor in merged
-        if any(isinstance(update, ModuleUpdate) for update in tensor.deltas)
-    )
-    return 4 * max(whole, default=0)
+    return max(map(_tensor_bytes, merged), default=0)
+
+
+def _tensor_bytes(tensor: PlannedTensor) -> int:
+    size = tensor_bytes("F64", tensor.shape)
+    sizes = [0]
+    for update in tensor.deltas:
+        if isinstance(update, ModuleUpdate):
+            sizes.append(4 * size)
+        elif isinstance(update, Residual) and update.kind != "olora":
+            short = min(tensor.shape)
+            square = tensor_bytes("F64", (short, short))
+            sizes.append(3 * size + 6 * square)
+    return max(sizes)
 
 
 def find_modules(
@@ -107,7 +121,7 @@ def find_modules(
         own = {name: [] for name in _selected(source, base)}
     if not own and not unknown:
         problems.append(_nothing(source))
-    modules = (_tuned(name, refs, shared, base) for name, refs in own.items())
+    modules = (_tuned(source, name, (refs, shared), base) for name, refs in own.items())
     return tuple(modules), problems
 
 
@@ -133,15 +147,22 @@ def _parameters(module: str, base: BaseIndex) -> dict[str, tuple[str, TensorRef]
 
 
 def _tuned(
-    module: str, refs: Iterable[TensorRef], shared: Iterable[TensorRef], base: BaseIndex
+    source: AdapterSource,
+    module: str,
+    tensors: tuple[Iterable[TensorRef], Iterable[TensorRef]],
+    base: BaseIndex,
 ) -> TunedModule:
     found = _parameters(module, base)
+    stored = {leaf: ref for leaf, (_, ref) in found.items()}
+    kept = {leaf: find_saved(source, f"{module}.{leaf}") for leaf in stored}
+    saved = {leaf: ref for leaf, ref in kept.items() if ref is not None}
     return TunedModule(
         module,
-        {leaf: ref for leaf, (_, ref) in found.items()},
+        {**stored, **saved},
         {leaf: name for leaf, (name, _) in found.items()},
-        tuple(refs),
-        tuple(shared),
+        tuple(tensors[0]),
+        tuple(tensors[1]),
+        frozenset(saved),
     )
 
 
@@ -163,7 +184,7 @@ def _plan_update(
         reads=tuple(ref.name for ref in (*module.tensors, *module.shared)),
         tensors=tuple(ref.name for ref in counted),
         companions=tuple(
-            Companion(name, ref.name)
+            Companion(name, ref.name, source.name if name in module.saved else None)
             for name, ref in module.parameters.items()
             if name != parameter
         ),

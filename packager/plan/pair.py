@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from packager.adapter import LoraModule
+from packager.adapter.scope import ResidualKind
 from packager.base import BaseIndex
 from packager.base.naming import StoredPart
-from packager.plan.update import Axis, Delta, Magnitude, PartDelta, Residual, Update
+from packager.plan.update import Axis, Delta, Magnitude, PartDelta, Residual, Rounding, Update
 from packager.quantisation.layer import CONV1D_MODELS, CONV1D_MODULES
 
 
@@ -26,11 +27,20 @@ def plan_pair(
     delta = _plan_delta(module, adapter, base)
     updates: list[Update] = [delta]
     if module.residual is not None:
-        updates.insert(0, Residual(adapter, name, module.rank, module.scale, module.residual))
+        updates.insert(0, _plan_start(module, adapter, module.residual))
     if module.magnitude is not None:
         axis: Axis = "column" if delta.transposed else "row"
         updates.append(Magnitude(adapter, name, module.magnitude.name, axis))
     return tuple(updates)
+
+
+def _plan_start(module: LoraModule, adapter: str, kind: ResidualKind) -> Update:
+    """Plans what makes of a weight what it was when the training began."""
+    if kind == "loftq-nf4":
+        return Rounding(adapter, module.module, "nf4")
+    if kind == "loftq-int8":
+        return Rounding(adapter, module.module, "int8")
+    return Residual(adapter, module.module, module.rank, module.scale, kind)
 
 
 def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
@@ -45,6 +55,7 @@ def _plan_delta(module: LoraModule, adapter: str, base: BaseIndex) -> Delta:
         blocks=module.blocks,
         idle=tuple(ref.name for ref in module.idle),
         diagonal=None if module.diagonal is None else module.diagonal.name,
+        convolution=bool(module.kernel),
     )
 
 

@@ -38,6 +38,10 @@ from packager.plan.value import PlannedTensor
 from packager.quantisation.encoding import QuantisedRef
 from packager.tensorfile import TensorRef
 
+_AS_STORED = ("olora", "loftq-nf4", "loftq-int8")
+"""Initialisations that take a weight as it is stored for the layer's own: PEFT has them for Linear
+layers only."""
+
 
 def plan_tensors(
     source: AdapterSource, base: BaseIndex, dtype: str | None
@@ -216,7 +220,8 @@ def _check_fit(
     wanted = module.shape
     if stores_transposed(module, base):
         wanted = wanted[::-1]
-    flagged = bool(source.spec.config.raw.get("fan_in_fan_out")) and not module.embedding
+    linear = not module.embedding and not module.kernel
+    flagged = bool(source.spec.config.raw.get("fan_in_fan_out")) and linear
     if flagged and wanted[0] == wanted[1] and not uses_conv1d(base):
         return untold_layout(source, module, base)
     problem = _check_form(source, module, part, base)
@@ -238,8 +243,10 @@ def _check_form(
 ) -> LorapackError | None:
     """Refuses what cannot be done to a weight as it is stored."""
     ref = part.ref
-    repeats = module.residual is None or not isinstance(ref, QuantisedRef)
-    if not repeats or (module.residual == "olora" and stores_transposed(module, base)):
+    known = not isinstance(ref, QuantisedRef) and not module.kernel
+    repeats = module.residual is None or known
+    turned = stores_transposed(module, base) and module.residual in _AS_STORED
+    if not repeats or turned:
         return unrepeated_residual(source, module)
     if part.operation == "chunk" and not module.is_pair:
         return unscaled_rows(source, module, ref)

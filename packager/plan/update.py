@@ -17,8 +17,10 @@ class Delta:
     Attributes:
         adapter: Name of the adapter in the release.
         module: Dotted module name.
-        lora_a: Tensor name in the adapter's file, shape (rank, in_features).
-        lora_b: Tensor name in the adapter's file, shape (out_features, rank).
+        lora_a: Tensor name in the adapter's file, shape (rank, in_features); of a convolution,
+            (rank, in_channels, *kernel).
+        lora_b: Tensor name in the adapter's file, shape (out_features, rank); of a convolution,
+            (out_channels, rank, 1, …).
         rank: Inner dimension.
         scale: Factor.
         transposed: Whether the base stores this weight as (in_features, out_features), so that
@@ -28,6 +30,8 @@ class Delta:
         idle: Tensor names in the adapter's file of what only training needed.
         diagonal: Tensor name in the adapter's file of a diagonal between the two, shape (rank,),
             or None.
+        convolution: Whether the layer is one, so that a row of its weight, (out_channels,
+            in_channels, *kernel), is all that belongs to one output.
         kind: Of update.
     """
 
@@ -41,6 +45,7 @@ class Delta:
     blocks: tuple[int, ...] = (1, 1)
     idle: tuple[str, ...] = ()
     diagonal: str | None = None
+    convolution: bool = False
     kind: Literal["lora"] = "lora"
 
     @property
@@ -94,6 +99,28 @@ class Residual:
     rank: int
     scale: float
     kind: Literal["olora", "pissa", "kasa"]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the adapter's tensors that it uses: none."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """LoftQ: the weight as bitsandbytes' quantisation left it before training.
+
+    Attributes:
+        adapter: Name of the adapter in the release.
+        module: Dotted module name.
+        loaded_in: Into what it was rounded.
+        kind: Of update.
+    """
+
+    adapter: str
+    module: str
+    loaded_in: Literal["nf4", "int8"]
+    kind: Literal["loftq"] = "loftq"
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -223,12 +250,14 @@ class Companion:
 
     Attributes:
         parameter: Its name within the module, such as `bias`.
-        source: Name of the base's tensor.
+        source: Name of the stored tensor.
+        source_adapter: Name of the adapter that holds it, or None for the base.
         updates: Those before.
     """
 
     parameter: str
     source: str
+    source_adapter: str | None = None
     updates: tuple[Update, ...] = ()
 
 
@@ -257,7 +286,9 @@ class ModuleUpdate:
     kind: Literal["module"] = "module"
 
 
-Update = Delta | Residual | Magnitude | RowReplacement | Addition | PartDelta | ModuleUpdate
+Update = (
+    Delta | Residual | Rounding | Magnitude | RowReplacement | Addition | PartDelta | ModuleUpdate
+)
 
 
 def check_shares(updates: Iterable[Update]) -> list[str]:

@@ -17,8 +17,9 @@ files (`stream`), GGUF (`transform`) and the proof (`verify.weights` and `verify
 compute in float64) only apply what `read_updates` gives them: a new kind has nothing to add there.
 
 Rows are those of a matrix: a vector is one row, and dimensions before the last are counted as
-rows, so that an expert of a stack is a range of rows. `PlannedTensor.adapter_tensors` is the
-ledger: over all tensors, it names every tensor of every adapter once.
+rows, so that an expert of a stack is a range of rows; of a convolution, a row is an output.
+`PlannedTensor.adapter_tensors` is the ledger: over all tensors, it names every tensor of every
+adapter once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from packager.gguf.layout import GgufFile
 from packager.gguf.mixture import Quant
 from packager.gguf.value import GgufKey, GgufTensor, KeyType
 from packager.manifest import Target
-from packager.plan.update import Copy, Update
+from packager.plan.update import Copy, Delta, Update
 from packager.serving.value import ServedLora, ServedMerge, ServingPlan
 from packager.task import TaskName
 from packager.tensorfile import tensor_bytes
@@ -96,6 +97,11 @@ class PlannedTensor:
     def nbytes(self) -> int:
         """Bytes in the output."""
         return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def by_output(self) -> bool:
+        """Whether a row is all of an index of the first dimension, as of a convolution's output."""
+        return any(isinstance(update, Delta) and update.convolution for update in self.deltas)
 
     @property
     def adapter_tensors(self) -> tuple[tuple[str, str], ...]:

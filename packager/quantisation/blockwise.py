@@ -119,6 +119,19 @@ def pack_halves(values: Tensor, kind: FourBitKind) -> Tensor:
     return halves[::2] << 4 | halves[1::2]
 
 
+def round_halves(values: Tensor, kind: FourBitKind) -> Tensor:
+    """Returns what quantised values stand for, where the scales are kept as they are; float32.
+
+    Args:
+        values: Any shape; the last block may be a part of one.
+        kind: Which sixteen values.
+    """
+    grid = _blocks(values)
+    scales = grid.abs().amax(dim=1, keepdim=True)
+    rounded = half_codes(kind)[choose_halves(scale_down(grid, scales), kind)] * scales
+    return rounded.view(-1)[: values.numel()].view(values.shape)
+
+
 def _blocks(values: Tensor) -> Tensor:
     flat = values.flatten().float()
     rest = -len(flat) % FOUR_BIT_BLOCK

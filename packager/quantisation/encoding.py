@@ -73,6 +73,19 @@ class EightBit:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """A weight of Conv1D, which transformers turns round before it is quantised, and never back.
+
+    Attributes:
+        inner: How it is stored.
+        shape: As it is stored: (out_features, in_features).
+    """
+
+    inner: FourBit | EightBit
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ScaledFloat:
     """Short floats with a scale for each rectangle of the matrix: `float · scale`.
 
@@ -139,7 +152,7 @@ class EightBitLoad:
     transposed: bool = False
 
 
-Encoding = FourBit | EightBit | ScaledFloat | Microscaled | FourBitLoad | EightBitLoad
+Encoding = FourBit | EightBit | Turned | ScaledFloat | Microscaled | FourBitLoad | EightBitLoad
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,8 @@ class QuantisedRef(TensorRef):
     def stored(self) -> tuple[TensorRef, ...]:
         """Every tensor of the file that takes part."""
         encoding = self.encoding
+        if isinstance(encoding, Turned):
+            encoding = encoding.inner
         if isinstance(encoding, FourBit):
             nested = encoding.nested
             more = () if nested is None else (nested.absmax, nested.codes)

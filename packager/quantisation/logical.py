@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from packager.errors import BaseError
@@ -14,8 +15,10 @@ from packager.quantisation.encoding import (
     NestedScales,
     QuantisedRef,
     ScaledFloat,
+    Turned,
     row_count,
 )
+from packager.quantisation.layer import is_transposed
 from packager.quantisation.scheme import block_size, compressed_block, find_scheme, value_dtype
 from packager.quantisation.state import MAX_STATE_BYTES, STATE_MARK, parse_state
 from packager.tensorfile import TensorRef, read_span
@@ -76,7 +79,16 @@ def _find_bitsandbytes(config: Mapping[str, Any], stored: Tensors) -> dict[str, 
         module = name.removesuffix(".weight")
         if ref.dtype == "I8" and name.endswith(".weight") and f"{module}.SCB" in stored:
             found[name] = _eight_bit(ref, stored[f"{module}.SCB"], value_dtype(config))
-    return found
+    return {name: _turn(ref, config) for name, ref in found.items()}
+
+
+def _turn(ref: QuantisedRef, config: Mapping[str, Any]) -> QuantisedRef:
+    """Returns a weight the way round that its layer has it when nothing is quantised."""
+    encoding = ref.encoding
+    turned = is_transposed(config, ref.name.removesuffix(".weight")) and len(ref.shape) == 2
+    if not turned or not isinstance(encoding, FourBit | EightBit):
+        return ref
+    return replace(ref, shape=ref.shape[::-1], encoding=Turned(encoding, ref.shape))
 
 
 def _four_bit(name: str, described: TensorRef, stored: Tensors) -> QuantisedRef:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from packager.dtype import MERGEABLE, TORCH_NAMES
 from packager.errors import BaseError
-from packager.quantisation.layer import CONV1D_MODELS
 
 CONFIG_KEY = "quantization_config"
 Scheme = Literal["bitsandbytes", "fp8", "mxfp4", "compressed-tensors"]
@@ -33,7 +32,7 @@ _READ = "bitsandbytes (4 and 8 bits), fp8, mxfp4, or compressed-tensors in 8-bit
 def find_scheme(config: Mapping[str, Any]) -> Scheme | None:
     """Returns how a base's weights are stored, or None where they are plain or unreadable."""
     raw = _section(config)
-    return None if raw is None or _problem(config, raw) else _NAMES.get(_method(raw))
+    return None if raw is None or _problem(raw) else _NAMES.get(_method(raw))
 
 
 def check_scheme(config: Mapping[str, Any], directory: Path) -> BaseError | None:
@@ -47,7 +46,7 @@ def check_scheme(config: Mapping[str, Any], directory: Path) -> BaseError | None
         f"the base is quantised in a way that lorapack does not read: {name}",
         where=str(directory / "config.json"),
         expected=_READ,
-        found=_problem(config, section) or f"quant_method {name!r}",
+        found=_problem(section) or f"quant_method {name!r}",
         hint=f"give the 16-bit original of this base with --base: the repository that the {name} "
         "version was made from, as its card tells; the adapter fits it as well",
     )
@@ -108,15 +107,9 @@ def _weights(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _problem(config: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
-    """Says what of a known method is not read; empty where all of it is.
-
-    transformers turns a Conv1D's weight round before it is quantised, and never back again.
-    """
-    method = _method(raw)
-    if _NAMES.get(method) == "bitsandbytes" and config.get("model_type") in CONV1D_MODELS:
-        return f"a quantised {config['model_type']}, whose weights lie the other way round"
-    return _compressed_problem(raw) if method == "compressed-tensors" else ""
+def _problem(raw: Mapping[str, Any]) -> str:
+    """Says what of a known method is not read; empty where all of it is."""
+    return _compressed_problem(raw) if _method(raw) == "compressed-tensors" else ""
 
 
 def _compressed_problem(raw: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from packager.quantisation.encoding import (
     Microscaled,
     QuantisedRef,
     ScaledFloat,
+    Turned,
     row_count,
 )
 from packager.tensorfile import TensorRef, read_span, tensor_bytes
@@ -92,6 +93,12 @@ def open_values(ref: QuantisedRef) -> Values:
 
 @lru_cache(maxsize=_KEPT)
 def _open(encoding: Encoding, width: int, _identities: tuple[tuple[int, ...], ...]) -> Values:
+    if isinstance(encoding, Turned):
+        return _TurnedValues(encoding)
+    return _open_as_stored(encoding, width)
+
+
+def _open_as_stored(encoding: Encoding, width: int) -> Values:
     if isinstance(encoding, FourBit):
         return _FourBitValues(encoding, width)
     if isinstance(encoding, EightBit):
@@ -102,6 +109,7 @@ def _open(encoding: Encoding, width: int, _identities: tuple[tuple[int, ...], ..
         return _MicroscaledValues(encoding)
     if isinstance(encoding, FourBitLoad):
         return _FourBitLoadValues(encoding)
+    assert isinstance(encoding, EightBitLoad)
     return _EightBitLoadValues(encoding)
 
 
@@ -126,6 +134,18 @@ class _FourBitValues(Values):
         return _times_scales(values, start, self._scales, self._encoding.block).view(
             -1, self._width
         )
+
+
+class _TurnedValues(Values):
+    """All of them, since a row is a column of what is stored."""
+
+    def __init__(self, encoding: Turned) -> None:
+        rows, width = row_count(encoding.shape)
+        inner = _open_as_stored(encoding.inner, width)
+        self._values = inner.read(0, rows).T.contiguous()
+
+    def read(self, first: int, count: int) -> Tensor:
+        return self._values[first : first + count]
 
 
 def _times_scales(values: Tensor, start: int, scales: Tensor, block: int) -> Tensor:
@@ -236,13 +256,22 @@ class _EightBitLoadValues(Values):
                 self._scales = torch.maximum(self._scales, sizes)
 
     def read(self, first: int, count: int) -> Tensor:
-        values = _rows(self._plain, first, count).half()
-        scales = self._scales
-        if scales is None:
-            scales = values.abs().amax(dim=1).float().view(-1, 1)
-        # Nothing is what becomes of a row of zeros, whose scale has no reciprocal.
-        numbers = torch.round(values * (127.0 / scales)).nan_to_num_(0).to(torch.int8)
-        return numbers * scales * _RECIPROCAL_OF_127
+        return round_rows(_rows(self._plain, first, count), self._scales)
+
+
+def round_rows(values: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Returns what values stand for that bitsandbytes quantises in eight bits, float32.
+
+    Args:
+        values: Shape (rows, width).
+        scales: Of each column, or None for one of each row.
+    """
+    values = values.half()
+    if scales is None:
+        scales = values.abs().amax(dim=1).float().view(-1, 1)
+    # Nothing is what becomes of a row of zeros, whose scale has no reciprocal.
+    numbers = torch.round(values * (127.0 / scales)).nan_to_num_(0).to(torch.int8)
+    return numbers * scales * _RECIPROCAL_OF_127
 
 
 def _as_loaded(values: Tensor, encoding: FourBitLoad) -> Tensor:

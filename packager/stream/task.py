@@ -121,7 +121,7 @@ class _Sources:
     def plan_rows(self, tensor: PlannedTensor) -> Iterator[RowTask]:
         ref, updates = self._open(tensor, tensor.dtype)
         if tensor.deltas or isinstance(ref, QuantisedRef):
-            matrix = as_matrix(ref)
+            matrix = as_matrix(ref, by_output=tensor.by_output)
         else:
             matrix = replace(ref, shape=(math.prod(ref.shape), 1))
         for first, count in _steps(matrix, 1):

@@ -22,8 +22,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from packager.errors import AdapterError, LorapackError
+from packager.tuner.late import LATE, place_late
 from packager.tuner.registry import CONFIG_NAME, read_config, read_task
-from packager.tuner.skeleton import Filling, build_skeleton, fill_skeleton, quiet
+from packager.tuner.skeleton import Filling, build_skeleton, fill_skeleton, place_weights, quiet
 
 WRAPPER = "base_model.model."
 _LOCK = RLock()
@@ -112,7 +113,15 @@ class Workshop:
         """
         if self._filling is None:
             self._filling = self._choose(job)
-        return self._merge(job, dtype, self._filling)
+        try:
+            return self._merge(job, dtype, self._filling)
+        except AdapterError:
+            # What all modules share may have to lie beside the first one that PEFT comes to.
+            filling = self._choose(job)
+            if filling == self._filling:
+                raise
+            self._filling = filling
+            return self._merge(job, dtype, filling)
 
     def _choose(self, job: ModuleJob) -> Filling:
         """Finds what may stand for the other modules.
@@ -134,6 +143,8 @@ class Workshop:
     def _merge(self, job: ModuleJob, dtype: torch.dtype, filling: Filling) -> dict[str, Tensor]:
         model = copy.deepcopy(self._skeleton)
         fill_skeleton(model, filling, dtype, job.module, job.parameters)
+        if self._config.peft_type not in LATE:
+            place_weights(model.get_submodule(job.module), job.parameters, dtype)
         tensors = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in job.tensors.items()
@@ -142,7 +153,7 @@ class Workshop:
             # Without the checks, indices out of a stranger's file reach outside of the matrix.
             checks = torch.sparse.check_sparse_tensor_invariants()  # type: ignore[no-untyped-call]
             with quiet(), checks, torch.random.fork_rng(), torch.no_grad():
-                made = self._through_peft(model, job.module, tensors)
+                made = self._through_peft(model, job, tensors, dtype)
         except LorapackError:
             raise
         except Exception as problem:
@@ -154,17 +165,24 @@ class Workshop:
         return {name: value.to(dtype) for name, value in made.items()}
 
     def _through_peft(
-        self, model: nn.Module, module: str, tensors: Mapping[str, Tensor]
+        self,
+        model: nn.Module,
+        job: ModuleJob,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> dict[str, Tensor]:
+        module = job.module
         tuned = get_peft_model(
             model, copy.deepcopy(self._config), low_cpu_mem_usage=True, autocast_adapter_dtype=False
         )
         self._check_names(tuned, module, tensors)
-        set_peft_model_state_dict(tuned, dict(tensors), low_cpu_mem_usage=True)
-        tuned.base_model._check_merge_allowed()  # noqa: SLF001 - merge_and_unload begins so
         layer = tuned.base_model.model.get_submodule(module)
         if not isinstance(layer, BaseTunerLayer):
             raise self._refusal(module, "adapter_config.json does not select it")
+        if self._config.peft_type in LATE:
+            place_late(tuned, layer, job.parameters, dtype)
+        set_peft_model_state_dict(tuned, dict(tensors), low_cpu_mem_usage=True)
+        tuned.base_model._check_merge_allowed()  # noqa: SLF001 - merge_and_unload begins so
         layer.merge()
         merged = layer.get_base_layer()
         return {name: value.detach() for name, value in merged.named_parameters(recurse=False)}

@@ -14,8 +14,9 @@ from packager.errors import UnsupportedFeatureError
 from packager.untrusted import read_json_object
 
 CONFIG_NAME = "adapter_config.json"
-_NOT_OF_MODULES = ("modules_to_save", "trainable_token_indices")
-"""Fields for tensors that take the place of the base's, which is no matter of the tuner."""
+_NOT_OF_MODULES = {"modules_to_save": None, "trainable_token_indices": None, "bias": "none"}
+"""Fields for tensors that take the place of the base's, which is no matter of the tuner: what they
+are when there are none."""
 
 
 def read_config(adapter: Path) -> Any:
@@ -36,7 +37,7 @@ def read_config(adapter: Path) -> Any:
     if strange:
         raise _refused(path, f"PEFT {peft.__version__} does not know the field {strange[0]!r}")
     fields = {key: value for key, value in raw.items() if key in known} | {
-        key: None for key in _NOT_OF_MODULES if key in known
+        key: value for key, value in _NOT_OF_MODULES.items() if key in known
     }
     fields |= {"task_type": None, "inference_mode": True, "base_model_name_or_path": None}
     config = kind(**fields)

@@ -77,22 +77,21 @@ def _model_class(
 def fill_skeleton(
     model: nn.Module, filling: Filling, dtype: torch.dtype, own: str, values: Mapping[str, Tensor]
 ) -> None:
-    """Gives one module its weights and all others a filling that takes no memory.
+    """Gives all parameters a filling that takes no memory; one module is to get its own weights.
 
     Args:
         model: From `build_skeleton`, or a copy; changed in place.
-        filling: Of all other parameters.
+        filling: Of the parameters.
         dtype: Of all.
         own: Dotted name of the module.
-        values: Its parameters by name; they may be changed later, so these are copied.
+        values: Its parameters by name.
 
     Raises:
         BaseError: The module has not these parameters, or they have other shapes.
     """
-    for name, module in model.named_modules():
+    for module in model.modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            if name != own:
-                module.register_parameter(leaf, _filler(parameter.shape, filling, dtype))
+            module.register_parameter(leaf, _filler(parameter.shape, filling, dtype))
     target = dict(model.named_modules()).get(own)
     there = {} if target is None else dict(target.named_parameters(recurse=False))
     wanted = {leaf: tuple(value.shape) for leaf, value in values.items()}
@@ -105,8 +104,12 @@ def fill_skeleton(
             or "no such module",
             hint="the checkpoint stores this module in other cuts: keep the adapter separate",
         )
+
+
+def place_weights(module: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Gives a module its weights; they may be changed later, so these are copied."""
     for leaf, value in values.items():
-        target.register_parameter(leaf, nn.Parameter(value.to(dtype, copy=True), False))
+        module.register_parameter(leaf, nn.Parameter(value.to(dtype, copy=True), False))
 
 
 def _filler(shape: torch.Size, filling: Filling, dtype: torch.dtype) -> nn.Parameter:

@@ -27,6 +27,7 @@ from packager.task import TASKS, Task
 from packager.tensorfile import TensorRef, read_header
 from packager.untrusted import read_json_object, resolve_inside
 from packager.verify.enlarged import enlarge_vocabulary, is_repetition
+from packager.verify.loftq import round_as_trained
 from packager.verify.quantised import compute_in_float32, load_arguments, why_not_loaded
 
 _INDEX = "model.safetensors.index.json"
@@ -136,7 +137,10 @@ def attach_adapter(base: LoadedModel, directory: Path) -> LoadedModel:
     _check_brought(base.missing, directory)
     with _loading(AdapterError, "PEFT cannot load the adapter", directory):
         rows = enlarge_vocabulary(base.model, directory)
-        model = PeftModel.from_pretrained(base.model, str(directory), is_trainable=False)
+        config = round_as_trained(base.model, directory)
+        model = PeftModel.from_pretrained(
+            base.model, str(directory), is_trainable=False, config=config
+        )
         result = model.load_adapter(str(directory), "default", is_trainable=False)
         model.eval()
     missing = tuple(result.missing_keys)

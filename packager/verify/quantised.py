@@ -15,9 +15,16 @@ import torch
 
 from packager.base import BaseIndex
 from packager.plan import PlannedTensor
-from packager.quantisation.encoding import FOUR_BIT_BLOCK, FourBit, FourBitLoad, QuantisedRef
+from packager.quantisation.encoding import (
+    FOUR_BIT_BLOCK,
+    FourBit,
+    FourBitLoad,
+    QuantisedRef,
+    Turned,
+)
 from packager.quantisation.scheme import CONFIG_KEY, find_scheme
 from packager.quantisation.training import TrainingQuantisation, dequantised_tensors
+from packager.tensorfile import TensorRef
 
 _INSTALL = 'pip install "lorapack[bitsandbytes]"'
 _CPU = {"": "cpu"}
@@ -48,8 +55,10 @@ def why_not_exact(index: BaseIndex) -> str:
     of other blocks where a row ends within a block.
     """
     for ref in index.tensors.values():
-        if isinstance(ref, QuantisedRef) and isinstance(ref.encoding, FourBit | FourBitLoad):
-            block = ref.encoding.block if isinstance(ref.encoding, FourBit) else FOUR_BIT_BLOCK
+        encoding = ref.encoding if isinstance(ref, QuantisedRef) else None
+        encoding = encoding.inner if isinstance(encoding, Turned) else encoding
+        if isinstance(encoding, FourBit | FourBitLoad):
+            block = encoding.block if isinstance(encoding, FourBit) else FOUR_BIT_BLOCK
             width = ref.shape[0] if _is_transposed(ref) else ref.shape[-1]
             if width % block:
                 return _misread(width, block)
@@ -91,8 +100,10 @@ def _misread(width: int, block: int) -> str:
     )
 
 
-def _is_transposed(ref: QuantisedRef) -> bool:
-    return isinstance(ref.encoding, FourBitLoad) and ref.encoding.transposed
+def _is_transposed(ref: TensorRef) -> bool:
+    encoding = ref.encoding if isinstance(ref, QuantisedRef) else None
+    loaded = isinstance(encoding, FourBitLoad) and encoding.transposed
+    return loaded or isinstance(encoding, Turned)
 
 
 def load_arguments(

@@ -211,7 +211,7 @@ def _check_merged(
     tensor: PlannedTensor, stored: TensorRef, ref: TensorRef, sources: Sources
 ) -> tuple[TensorFigure, str]:
     updates = read_updates(tensor, ref, sources.adapters, torch.float64, base=sources.base.tensors)
-    before, after = as_matrix(ref), as_matrix(stored)
+    before, after = (as_matrix(item, by_output=tensor.by_output) for item in (ref, stored))
     sums = _Sums()
     for first, count in _blocks(before.shape):
         base = read_rows(before, first, count).double()

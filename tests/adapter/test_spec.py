@@ -135,14 +135,31 @@ def test_nested_pairs_that_no_target_explains_are_left_over(tmp_path: Path) -> N
     assert set(spec.leftover) == set(shapes)
 
 
-def test_lora_on_convolutions_is_named_not_called_damaged(tmp_path: Path) -> None:
+def test_a_convolution_is_a_module_with_a_kernel(tmp_path: Path) -> None:
     name = f"{PREFIX}conv"
-    spec = read_adapter(
-        write_adapter(
-            tmp_path, {f"{name}.lora_A.weight": (4, 3, 2, 2), f"{name}.lora_B.weight": (8, 4, 1, 1)}
-        )
-    )
+    shapes = {f"{name}.lora_A.weight": (4, 3, 2, 5), f"{name}.lora_B.weight": (8, 4, 1, 1)}
+    spec = read_adapter(write_adapter(tmp_path, shapes))
     assert [item.name for item in spec.features] == ["lora", "LoRA on convolutions"]
+    assert spec.features[1].support["vllm"].status == "merge-only"
+    assert (spec.modules["conv"].kernel, spec.modules["conv"].shape) == ((2, 5), (8, 3, 2, 5))
+    assert not spec.modules["conv"].is_pair
+    assert spec.leftover == ()
+
+
+def test_a_convolution_in_groups_is_named_not_called_damaged(tmp_path: Path) -> None:
+    name = f"{PREFIX}conv"
+    shapes = {f"{name}.lora_A.weight": (4, 3, 2), f"{name}.lora_B.weight": (8, 2, 1)}
+    spec = read_adapter(write_adapter(tmp_path, shapes))
+    assert [item.name for item in spec.features] == ["lora", "LoRA on convolutions in groups"]
+    assert spec.features[1].support["merged"].status == "not possible"
+    assert set(spec.leftover) == set(shapes)
+
+
+def test_a_kernel_of_b_that_is_no_point_contradicts_peft(tmp_path: Path) -> None:
+    name = f"{PREFIX}conv"
+    shapes = {f"{name}.lora_A.weight": (4, 3, 2), f"{name}.lora_B.weight": (8, 4, 2)}
+    with pytest.raises(AdapterError, match="contradict"):
+        read_adapter(write_adapter(tmp_path, shapes))
 
 
 def test_other_tuners_are_read(tmp_path: Path) -> None:

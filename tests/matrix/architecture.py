@@ -44,6 +44,7 @@ class Architecture:
         head: Name of the head's module, or None.
         experts: Parameters of fused experts, as `target_parameters` takes them.
         biased: Layers of attention that have a bias, by last name.
+        convolutions: Convolutions, by the ends of their names.
         rewrite: Turns what transformers saves into what the Hub holds, or None.
         stated: What the Hub's `config.json` says besides.
         saved_class: Class that the base was saved from, where it is not the task's own.
@@ -62,6 +63,7 @@ class Architecture:
     head: str | None = "lm_head"
     experts: tuple[str, ...] = ()
     biased: tuple[str, ...] = ()
+    convolutions: tuple[str, ...] = ()
     rewrite: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     stated: dict[str, Any] = field(default_factory=dict)
     saved_class: str | None = None
@@ -298,6 +300,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         auto="AutoModelForImageTextToText",
         attention=("q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
         biased=("q_proj", "k_proj", "v_proj", "qkv"),
+        convolutions=("patch_embed.proj",),
         linear=(
             "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv",
         ),

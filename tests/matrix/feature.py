@@ -125,6 +125,19 @@ FEATURES: dict[str, Feature] = {
         "LoRA",
         _lora(target_modules=lambda architecture: [_embedding(architecture), _head(architecture)]),
     ),
+    "convolution": Feature(
+        "LoRA on convolutions",
+        "LoRA",
+        _lora(target_modules=lambda architecture: [*architecture.convolutions, "q_proj"]),
+    ),
+    "convolution-dora": Feature(
+        "DoRA on convolutions",
+        "LoRA",
+        _lora(
+            use_dora=True,
+            target_modules=lambda architecture: [*architecture.convolutions, "q_proj"],
+        ),
+    ),
     "layer-replication": Feature(
         "layer_replication", "LoRA", _lora(layer_replication=[[0, 2], [1, 2]])
     ),
@@ -152,6 +165,15 @@ FEATURES: dict[str, Feature] = {
             trainable_token_indices=lambda architecture: {
                 _embedding(architecture): _KINDS_OF_TOKENS
             }
+        ),
+    ),
+    "token-tuner": Feature(
+        "Trainable tokens, a tuner by itself",
+        "Whole tensors",
+        _tuner(
+            "TrainableTokensConfig",
+            target_modules=lambda architecture: [_embedding(architecture)],
+            token_indices=_KINDS_OF_TOKENS,
         ),
     ),
     "new-tokens": Feature(
@@ -220,6 +242,11 @@ FEATURES: dict[str, Feature] = {
     "hira": Feature("HiRA", "Other tuners", _tuner("HiraConfig", r=4)),
     "tinylora": Feature("TinyLoRA", "Other tuners", _tuner("TinyLoraConfig", r=2, u=8)),
     "glora": Feature("GLoRA", "Other tuners", _tuner("GloraConfig", r=4)),
+    "tuner-bias": Feature(
+        'GraLoRA with bias="all"',
+        "Other tuners",
+        _tuner("GraloraConfig", r=4, alpha=8, gralora_k=2, bias="all"),
+    ),
     "bfloat16": Feature("bfloat16", "Bases", _lora(target_modules=_all), base="bfloat16"),
     "nf4": Feature("4-bit checkpoint (NF4)", "Bases", _lora(target_modules=_all), base="nf4"),
     "int8": Feature("8-bit checkpoint", "Bases", _lora(target_modules=_all), base="int8"),

@@ -72,22 +72,12 @@ _TIED_ROWS = Absent(
     "PEFT does not train token rows beside a whole head that is tied to them",
     "TrainableTokensLayer wraps an unknown layer",
 )
-_OF_ALL_MODULES = Refused(
+_NO_HEAD = Refused(
     "RejectedPlanError",
-    "PEFT decomposes the weights of all modules to load it",
-    "PEFT decomposes the weights of all modules to load it, which is no merge of one in memory",
+    "neither in the base nor in the adapter",
+    "PEFT does not save the new head of a classifier with this tuner",
 )
-_SHARED_BASES = Refused(
-    "RejectedPlanError",
-    "PEFT does not merge 'randlora'",
-    "RandLoRA shares its random bases between all modules, and PEFT does not load them for one of "
-    "these modules alone",
-)
-_TURNED = Refused(
-    "RejectedPlanError",
-    "whose weights lie the other way round",
-    "bitsandbytes stores GPT-2's weights the other way round, which is not read",
-)
+_NO_CONVOLUTION = Absent("The architecture has no convolutions")
 _ONLY_GPT_OSS = Absent("transformers loads MXFP4 for gpt-oss only")
 _LINEAR_ONLY = Absent("PEFT has this tuner for Linear layers only, and GPT-2 has none", "Conv1D")
 
@@ -98,6 +88,9 @@ EXCEPTIONS: dict[str, dict[str, Outcome]] = {
     ),
     "embedding": {"t5": _NOT_REACHED},
     "embedding-and-head": {"t5": _NOT_REACHED},
+    "convolution": {_EVERY: _NO_CONVOLUTION, "qwen2.5-vl": Merged()},
+    "convolution-dora": {_EVERY: _NO_CONVOLUTION, "qwen2.5-vl": Merged()},
+    "token-tuner": {"bert": _NO_HEAD},
     "layer-replication": {
         **dict.fromkeys(("qwen2", "qwen3", "gemma2", "gemma3", "gpt-oss"), _LISTED_LAYERS),
         **dict.fromkeys(("gpt2", "t5", "qwen2.5-vl"), _NOT_REPLICATED),
@@ -105,10 +98,6 @@ EXCEPTIONS: dict[str, dict[str, Outcome]] = {
     "olora": {
         "gpt2": Absent("PEFT's OLoRA is for Linear layers only, and GPT-2 has none", "shapes"),
     },
-    "randlora": {"phi3": _SHARED_BASES, "gpt2": _SHARED_BASES},
-    "nf4": {"gpt2": _TURNED},
-    "int8": {"gpt2": _TURNED},
-    "tinylora": {_EVERY: _OF_ALL_MODULES},
     "mxfp4": {_EVERY: _ONLY_GPT_OSS, "gpt-oss": Merged()},
     "everything": dict.fromkeys(_TIED, _TIED_ROWS),
     **{

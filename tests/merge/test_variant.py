@@ -113,7 +113,8 @@ def test_layers_that_the_base_has_not_are_refused(
         ({"arrow_config": {"top_k": 2}}, "routed to other adapters"),
         ({"use_qalora": True}, "GPTQ"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
-        ({"init_lora_weights": "loftq"}, "changed the base"),
+        ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
     ],
 )
 def test_what_has_no_exact_merge_says_why(

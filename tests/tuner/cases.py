@@ -39,6 +39,8 @@ MERGED: dict[str, dict[str, Any]] = {
     "ROAD": {"group_size": 8, "variant": "road_2"},
     "SHIRA": {"r": 4},
     "SUPERTUNING": {},
+    "TINYLORA": {"r": 3, "u": 8},
+    "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": [4, 9, 40]},
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"vector_length": 16, "num_vectors": 8},
     "VERA": {"r": 4},
@@ -52,6 +54,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "OFT shared": ("OFT", {"oft_block_size": 16, "block_share": True}),
     "OFT coft": ("OFT", {"oft_block_size": 16, "coft": True, "eps": 0.1}),
     "ROAD 4": ("ROAD", {"group_size": 8, "variant": "road_4"}),
+    "TINYLORA unsaved": ("TINYLORA", {"u": 8, "save_projection": False, "weight_tying": 0.5}),
     "UNILORA indices": ("UNILORA", {"theta_d_length": 64, "save_indices": True}),
     "VERA unsaved": ("VERA", {"r": 4, "save_projection": False}),
     "RANDLORA sparse": (
@@ -64,7 +67,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "FROD": ("weights of all its modules at once", {"progressbar": False}),
-    "TINYLORA": ("SVD|svd|all its modules", {"u": 8}),
     "LILY": ("not supported for Lily", {"r": 4}),
     "POLY": ("NotImplementedError", {"r": 4}),
 }

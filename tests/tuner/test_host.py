@@ -11,17 +11,21 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 from torch import Tensor
 
+from packager.adapter.tuner import KNOWN
 from packager.errors import AdapterError, LorapackError
 from packager.tuner import ModuleJob, merge_module
 from tests.tuner.cases import MERGED, REFUSED, VARIANTS, Tuned
 from tests.tuner.conftest import MakeTuned
 
-CASES = {**{name: (name, arguments) for name, arguments in MERGED.items()}, **VARIANTS}
+CASES = {
+    **{name: (name, arguments) for name, arguments in MERGED.items() if name not in KNOWN},
+    **VARIANTS,
+}
 PROMPTS = {
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
     "ADAPTION_PROMPT",
 }  # fmt: skip
-ELSEWHERE = {"LORA", "TRAINABLE_TOKENS", "XLORA", "SHADOW"}
+ELSEWHERE = {"LORA", "XLORA", "SHADOW"}
 UNINSTALLED = {"ADAMSS"}
 """PEFT makes none without scikit-learn."""
 

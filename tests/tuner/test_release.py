@@ -28,7 +28,10 @@ from tests.tuner.base import make_gpt2, make_qwen2
 from tests.tuner.cases import MERGED, Tuned, make_tuned
 
 MakeBase = Callable[[str, str], Path]
-RELEASED = ("LOHA", "IA3", "OFT", "UNILORA", "VERA", "OSF", "LN_TUNING", "GLORA")
+RELEASED = (
+    "LOHA", "IA3", "OFT", "UNILORA", "VERA", "OSF", "LN_TUNING", "GLORA", "TINYLORA",
+    "TRAINABLE_TOKENS",
+)  # fmt: skip
 HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 
 
@@ -97,7 +100,8 @@ def test_a_release_is_as_close_to_the_truth_as_peft(
     proof = made.proof.targets[0]
     assert proof.weights is not None
     assert not proof.weights.problems
-    assert tuner.lower() in proof.weights.by_rule
+    rule = "tokens" if tuner == "TRAINABLE_TOKENS" else tuner.lower()
+    assert rule in proof.weights.by_rule
     assert proof.weights.adapter_tensors_used == proof.weights.adapter_tensors_total
     assert proof.behaviour is not None
     assert not proof.behaviour.problems
@@ -107,7 +111,23 @@ def test_a_release_is_as_close_to_the_truth_as_peft(
     assert again.targets[0].weights.checked == again.targets[0].weights.total
 
 
-@pytest.mark.parametrize("tuner", ["IA3", "VERA", "FOURIERFT", "WAVEFT"])
+@pytest.mark.parametrize(("tuner", "bias"), [("GLORA", "all"), ("VERA", "vera_only")])
+def test_biases_that_were_trained_beside_a_tuner_come_along(
+    tuner: str, bias: str, bases: MakeBase, tmp_path: Path
+) -> None:
+    """GLoRA changes biases, too: those that were trained, not the base's."""
+    arguments = {**MERGED[tuner], "bias": bias}
+    case = make_tuned(bases("qwen2", "float32"), tmp_path / "tuned", tuner, **arguments)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
+    assert name in read_tensors(case.folder)
+    made = make_release(case, tmp_path / "out", "merged")
+    check_as_close_as_peft(case, made.bundle / "merged" / "tuned", "float32")
+    proof = made.proof.targets[0].weights
+    assert proof is not None
+    assert any(rule.startswith("saved") for rule in proof.by_rule)
+
+
+@pytest.mark.parametrize("tuner", ["IA3", "VERA", "FOURIERFT", "WAVEFT", "RANDLORA"])
 def test_layers_that_are_stored_the_other_way_round(
     tuner: str, bases: MakeBase, tmp_path: Path
 ) -> None:
