@@ -85,7 +85,7 @@ class PackTask:
             own = block_scales(rounded)
             block = start // FOUR_BIT_BLOCK
             self.scales.values[block : block + len(own)] = own
-            packed = pack_halves(rounded, KIND)
+            packed = pack_halves(rounded, own, KIND)
         finally:
             self.scales.end()
         return Chunk(self.tensor, start // 2, packed.numpy().data.cast("B"), None, keep)

@@ -12,14 +12,9 @@ from packager.factorreader import read_part
 from packager.merge import PartFactors, StackFactors
 from packager.plan import PartDelta
 from packager.tensorfile import TensorRef, read_header
+from tests.counting import bytes_read
 
 EXPERTS, RANK, WIDTH, HEIGHT = 48, 4, 24, 40
-
-
-def bytes_read() -> int:
-    """Returns what this process has read from files so far, as Linux counts it."""
-    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
 @pytest.fixture
