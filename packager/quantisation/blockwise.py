@@ -106,15 +106,15 @@ def block_scales(values: Tensor) -> Tensor:
     return _blocks(values).abs().amax(dim=1)
 
 
-def pack_halves(values: Tensor, kind: FourBitKind) -> Tensor:
+def pack_halves(values: Tensor, scales: Tensor, kind: FourBitKind) -> Tensor:
     """Quantises consecutive values, two to a byte, the first one in the high half; uint8, flat.
 
     Args:
         values: Any shape, an even number of values; the last block may be a part of one.
+        scales: Of their blocks, from `block_scales`.
         kind: Which sixteen values.
     """
-    grid = _blocks(values)
-    scaled = scale_down(grid, grid.abs().amax(dim=1, keepdim=True)).view(-1)[: values.numel()]
+    scaled = scale_down(_blocks(values), scales.view(-1, 1)).view(-1)[: values.numel()]
     halves = choose_halves(scaled, kind).to(torch.uint8)
     return halves[::2] << 4 | halves[1::2]
 
