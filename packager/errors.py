@@ -122,6 +122,10 @@ class ProofError(LorapackError):
     kind = "proof"
 
 
+class WeakEffectError(ProofError):
+    """An adapter changes too little for a server to show that it is not the base."""
+
+
 class HubError(LorapackError):
     """The Hub refused, is out of reach, or holds something else than was sent."""
 

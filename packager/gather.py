@@ -128,7 +128,7 @@ def gather(
     sources = tuple(gather_adapter(spec, name) for name, spec in specs)
     source = _base_source(ref, index, evidence, chosen, finding)
     gathered = Gathered(sources, source, ref, finding, identities)
-    if targets is not None and "vllm" in targets:
+    if any("vllm" in (targets or allowed_targets(source.spec.features)) for source in sources):
         gathered = _with_chats(gathered, digests or {})
     return _with_vocabularies(gathered, targets, digests or {}, another_converter, progress)
 

@@ -339,6 +339,7 @@ def _prove(
             importance=None if imatrix is None else imatrix.weights,
             merge_bases=prepared.merge_bases,
             answers=answers,
+            may_be_unproven=request.options.targets is None,
         ),
         progress,
     )
@@ -374,8 +375,6 @@ def _way_out(target: TargetProof) -> str:
         shares = [figure.lost_to_rounding for figure in weights.figures]
     else:
         shares = []
-    if target.target == "vllm" and not (weights is not None and weights.problems):
-        return "a server that computes in float32 tells smaller effects: add --dtype float32"
     if max(shares, default=0.0) > _MUCH_LOST:
         return "this type of weights holds too little of so small a change: add --dtype float32"
     return "run again; if it stays, report it with the output of lorapack plan --json"

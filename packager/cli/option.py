@@ -43,8 +43,7 @@ def release_options(function: Command) -> Command:
                 "targets",
                 multiple=True,
                 type=click.Choice(["adapter", "merged", "ollama", "gguf-adapter", "vllm"]),
-                help="What to emit; default: all that the preflight allows, gguf-adapter and vllm "
-                "apart.",
+                help="What to emit; default: all that the preflight allows, gguf-adapter apart.",
             ),
             click.option(
                 "--quant",

@@ -26,7 +26,7 @@ from packager.serving.path import merged_folder
 
 EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter", "vllm")
 """Targets that this version can write."""
-_ONLY_WHEN_ASKED: tuple[Target, ...] = ("gguf-adapter", "vllm")
+_ONLY_WHEN_ASKED: tuple[Target, ...] = ("gguf-adapter",)
 
 Planner = Callable[
     [AdapterSource, BaseSource, ReleaseOptions], tuple[TargetPlan | None, list[LorapackError]]
@@ -63,7 +63,10 @@ def plan_release(
         _plan_source(source, base, options, found)
     found.problems += _check_emitted(options)
     targets, serving, reasons = plan_servers(found.targets, adapters, base, options)
-    found.problems += reasons
+    if options.targets is None:
+        found.notes += [_left_out("vllm", reason) for reason in reasons]
+    else:
+        found.problems += reasons
     if found.problems:
         # What is wrong with the base is said of every adapter.
         raise RejectedPlanError(tuple({str(item): item for item in found.problems}.values()))
@@ -71,13 +74,17 @@ def plan_release(
 
 
 def allowed_targets(features: tuple[Feature, ...]) -> tuple[Target, ...]:
-    """Returns the targets that carry every feature of an adapter and need not be asked for."""
-    return tuple(
-        target
-        for target in EMITTED
-        if target not in _ONLY_WHEN_ASKED
-        and all(feature.support[target].status in ("works", "normalised") for feature in features)
-    )
+    """Returns the targets that carry every feature of an adapter and need not be asked for.
+
+    What vLLM does not serve beside the base it serves merged, where there is a merged model.
+    """
+    allowed: list[Target] = []
+    for target in EMITTED:
+        statuses = {feature.support[target].status for feature in features}
+        merged = {"merge-only"} if target == "vllm" and "merged" in allowed else set()
+        if target not in _ONLY_WHEN_ASKED and statuses <= {"works", "normalised", *merged}:
+            allowed.append(target)
+    return tuple(allowed)
 
 
 def _plan_source(
@@ -120,7 +127,7 @@ def _plan_writer(
         if made.whole is not None:
             found.notes.append(f"vllm/{source.name} is served merged: {made.whole.reason}")
     elif options.targets is None:
-        found.notes += [_left_out(source, target, reason) for reason in reasons]
+        found.notes += [_left_out(f"{target}/{source.name}", reason) for reason in reasons]
     else:
         found.problems += reasons
 
@@ -141,13 +148,13 @@ def _check_rows(target: Target, source: AdapterSource, base: BaseSource) -> Lora
     )
 
 
-def _left_out(source: AdapterSource, target: Target, reason: LorapackError) -> str:
+def _left_out(what: str, reason: LorapackError) -> str:
     # Without the folder: a plan of the same model is the same wherever its files lie.
     name = reason.where.rpartition("/")[2]
     text = LorapackError(
         reason.what, where=name, expected=reason.expected, found=reason.found, hint=reason.hint
     )
-    return f"{target}/{source.name} is left out: {text}"
+    return f"{what} is left out: {text}"
 
 
 def _default_targets(source: AdapterSource) -> tuple[Target, ...]:

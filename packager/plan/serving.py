@@ -93,8 +93,9 @@ def plan_servers(
         options: Likewise.
 
     Returns:
-        The targets, of which those that are served merged have found their folder; the first
-        server, or None without one; and every reason why there cannot be one.
+        The targets, of which those that are served merged have found their folder, and none is
+        served where there cannot be a server; the first server, or None without one; and every
+        reason why there cannot be one.
     """
     by_name = {source.name: source for source in adapters}
     served = [by_name[item.name] for item in targets if item.served is not None]
@@ -113,7 +114,9 @@ def plan_servers(
         else item
         for item in targets
     )
-    return placed, *plan_serving(served, base, options, wholes)
+    first, problems = plan_serving(served, base, options, wholes)
+    kept = tuple(item for item in placed if item.target != "vllm" or first is not None)
+    return kept, first, problems
 
 
 def plan_serving(

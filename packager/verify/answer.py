@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from packager.errors import WeakEffectError
 from packager.serving.answer import (
     NOISE,
     Expected,
@@ -99,9 +100,7 @@ def check_served(
     effect = mean_effect(questions)
     if recorded is not None:
         problems = _check_recorded(loaded.model, recorded, names, dtype)
-    else:
-        problems = check_effect(effect, dtype)
-    behaviour = replace(behaviour, problems=(*behaviour.problems, *problems))
+        behaviour = replace(behaviour, problems=(*behaviour.problems, *problems))
     bound = bound_divergence(effect, dtype)
     return ServedCheck(
         behaviour,
@@ -110,11 +109,25 @@ def check_served(
     )
 
 
-def check_effect(effect: float, dtype: ServedType) -> tuple[str, ...]:
-    """Refuses an effect, in nats, that a server which computes in a type could not show."""
+def check_effect(name: str, effect: float, dtype: ServedType) -> None:
+    """Refuses an adapter whose effect a server which computes in a type could not show.
+
+    Args:
+        name: Of the adapter.
+        effect: In nats.
+        dtype: That the server computes in.
+
+    Raises:
+        WeakEffectError: It could not.
+    """
     if is_noticeable(effect, dtype):
-        return ()
-    return (f"an effect of {effect:.2g} nats cannot be told from what {dtype} does to any model",)
+        return
+    raise WeakEffectError(
+        f"an effect of {effect:.2g} nats cannot be told from what {dtype} does to any model",
+        where=f"vllm/{name}",
+        expected=f"at least {NOISE[dtype]:g} nats",
+        hint="a server that computes in float32 tells smaller effects: add --dtype float32",
+    )
 
 
 def mean_effect(questions: Sequence[Question]) -> float:

@@ -20,7 +20,7 @@ from packager.adapter import AdapterSpec, read_adapter
 from packager.adapter.spec import CONFIG_NAME
 from packager.base import read_base
 from packager.digest import content_digest, hash_files
-from packager.errors import LorapackError
+from packager.errors import LorapackError, WeakEffectError
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
@@ -85,6 +85,8 @@ class ProofRequest:
         answers: Adapter → what base and adapter have to answer on a server; filled in while they
             are made. None compares with those that the bundle holds.
         merge_bases: As of `References`, where it was measured before writing.
+        may_be_unproven: Whether servers are left without answers where an adapter is too weak to
+            be told from the base, instead of being refused.
     """
 
     bundle: Path
@@ -97,6 +99,7 @@ class ProofRequest:
     importance: Mapping[str, NDArray[np.float32]] | None = None
     answers: Answers | None = None
     merge_bases: Mapping[str, MergeBaseCheck] | None = None
+    may_be_unproven: bool = False
 
 
 def prove(request: ProofRequest, progress: Progress) -> Proof:
@@ -251,7 +254,12 @@ def _prove_target(
         if reason:
             skipped["behaviour"] = reason
         else:
-            proof = _prove_behaviour(request, target, proof, references, before, progress)
+            try:
+                proof = _prove_behaviour(request, target, proof, references, before, progress)
+            except WeakEffectError as weak:
+                if not request.may_be_unproven:
+                    raise
+                skipped["behaviour"] = f"{weak.what}; {weak.hint}"
     return replace(proof, files=own)
 
 

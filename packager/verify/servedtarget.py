@@ -59,9 +59,10 @@ def prove_server(
         report: Told about steps.
 
     Raises:
+        WeakEffectError: The server could not tell the adapter from the base.
         LorapackError: Of `measure_truth` and `check_served`; the recorded answers are damaged.
     """
-    from packager.verify.answer import check_served
+    from packager.verify.answer import check_effect, check_served
 
     gathered, server = request.gathered, request.server
     with ExitStack() as stack:
@@ -80,6 +81,7 @@ def prove_server(
             progress=report,
         )
     if request.answers is not None:
+        check_effect(source.name, check.adapter.effect, server.base.dtype)
         request.answers[source.name] = (check.base, check.adapter)
     return check.behaviour
 

@@ -64,6 +64,7 @@ def prove_whole(
         report: Told about steps.
 
     Raises:
+        WeakEffectError: The server could not tell the merged model from the base.
         LorapackError: Of `measure_truth`; a model cannot be loaded, the recorded answers are
             damaged.
     """
@@ -97,8 +98,9 @@ def _expect(
     effect = mean_effect(questions)
     own = ExpectedModel(name, "merged", effect, bound_divergence(effect, dtype), questions)
     if request.answers is not None:
+        check_effect(name, effect, dtype)
         request.answers[name] = (own,)
-    return own, check_effect(effect, dtype)
+    return own, ()
 
 
 def _check_weights(request: WholeProof, own: ExpectedModel) -> tuple[str, ...]:

@@ -92,14 +92,17 @@ def test_names_survive_into_every_document(journey: Journey) -> None:
     assert done["plan"].json["base"] == "底座 模型"
     assert done["release"].json["bundle"] == str(journey.bundle)
     assert done["release"].json["targets"] == {
-        f"{target}/海盗": str(journey.bundle / target / "海盗") for target in ("adapter", "merged")
+        "adapter/海盗": str(journey.bundle / "adapter/海盗"),
+        "merged/海盗": str(journey.bundle / "merged/海盗"),
+        "vllm/海盗": str(journey.bundle / "vllm"),
     }
     manifest = json.loads((journey.bundle / "lorapack.json").read_text(encoding="utf-8"))
     assert manifest["base"]["directory"] == str(journey.base)
     assert manifest["base"]["evidence"] == "lock"
     assert manifest["adapters"][0]["name"] == "海盗"
     assert manifest["adapters"][0]["directory"] == str(journey.adapter)
-    for path in journey.bundle.rglob("*.json"):
+    kept_as_trained = set((journey.bundle / "vllm/originals").rglob("*.json"))
+    for path in set(journey.bundle.rglob("*.json")) - kept_as_trained:
         assert "\\u" not in path.read_text(encoding="utf-8") or path.name == "tokenizer.json"
 
 

@@ -51,9 +51,10 @@ class World:
 
     def release(self, *more: str) -> list[str]:
         """Arguments of the release that tests let fail."""
+        targets = () if "--target" in more else ("--target", "adapter", "--target", "merged")
         return [
             "release", str(self.adapter), "--base", str(self.base), "--out", str(self.out),
-            "--no-behaviour", *more,
+            *targets, "--no-behaviour", *more,
         ]  # fmt: skip
 
     def start(self, argv: list[str], fault: Fault | None = None, user: int | None = None) -> Child:

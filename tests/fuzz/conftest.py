@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from packager.plan import ReleaseOptions
 from packager.progress import Silent
 from packager.release import ReleaseRequest, release
 from packager.stamp import stamp_lock
@@ -48,7 +49,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     models.make_adapter(made.base, made.adapter)
     stamp_lock(made.adapter, str(made.base), Silent())
     request = ReleaseRequest(
-        ((None, made.adapter),), made.bundle, base=str(made.base), behaviour=False
+        ((None, made.adapter),),
+        made.bundle,
+        base=str(made.base),
+        options=ReleaseOptions(targets=("adapter", "merged")),
+        behaviour=False,
     )
     release(request, Silent())
     return made

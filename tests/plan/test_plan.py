@@ -48,6 +48,8 @@ from tests.folders import BASE_SHAPES, K_PROJ, PREFIX, Q_PROJ, pair, write_adapt
 
 Golden = Callable[[str, str], None]
 
+OPTIONS = ReleaseOptions(targets=("adapter", "merged"))
+
 
 def gather_all(base: Path, **adapters: Path) -> Gathered:
     return gather(tuple(adapters.items()), base=str(base), progress=Silent())
@@ -110,7 +112,7 @@ def test_golden_of_a_tied_head_with_its_own_tokenizer(
         use_rslora=True,
     )
     write_tokenizer(adapter, 15, chat_template="{{ own }}")
-    check_golden("plan/tied_head.json", render_plan(plan(base, 海盗=adapter)))
+    check_golden("plan/tied_head.json", render_plan(plan(base, OPTIONS, 海盗=adapter)))
 
 
 def test_golden_of_two_adapters_in_another_dtype(
@@ -122,7 +124,7 @@ def test_golden_of_two_adapters_in_another_dtype(
 
 
 def test_every_tensor_of_the_base_has_one_rule(base: Path, adapter: Path) -> None:
-    _, merged = plan(base, a=adapter).targets
+    _, merged = plan(base, OPTIONS, a=adapter).targets
     by_name = {tensor.name: tensor for tensor in merged.tensors}
     assert len(by_name) == len(merged.tensors)
     assert set(by_name) == set(BASE_SHAPES)
@@ -547,7 +549,7 @@ def test_what_is_no_size_is_refused(given_text: str) -> None:
 
 @pytest.mark.parametrize("name", ["海盗", "my-adapter_1.2", "a", "Ünïcode", "x" * 96])
 def test_a_good_name(base: Path, adapter: Path, name: str) -> None:
-    made = plan(base, **{name: adapter})
+    made = plan(base, OPTIONS, **{name: adapter})
     assert [item.path for item in made.targets] == [f"adapter/{name}", f"merged/{name}"]
 
 

@@ -49,7 +49,7 @@ def make_release(adapters: dict[str, Path], base: Path, out: Path, **options: An
         tuple(adapters.items()),
         out,
         str(base),
-        options=ReleaseOptions(**options),
+        options=ReleaseOptions(**{"targets": ("adapter", "merged"), **options}),
         behaviour=False,
     )
     return release(request, Silent())
@@ -446,14 +446,14 @@ def test_adapters_with_different_targets_are_verified_each_for_its_own(
     """One can be merged, the other only be kept: the default takes what each allows."""
     alora = make_adapter(pristine.base, tmp_path / "alora", alora_invocation_tokens=[5])
     made = make_release(
-        {"plain": pristine.adapter, "alora": alora}, pristine.base, tmp_path / "out"
+        {"plain": pristine.adapter, "alora": alora}, pristine.base, tmp_path / "out", targets=None
     )
     assert [(item.target, item.name) for item in made.manifest.targets] == [
-        ("adapter", "plain"), ("merged", "plain"), ("adapter", "alora"),
+        ("adapter", "plain"), ("merged", "plain"), ("vllm", "plain"), ("adapter", "alora"),
     ]  # fmt: skip
     world = World(pristine.base, alora, made.bundle)
     assert world.problems("weights") == []
-    assert len(world.verify().targets) == 3
+    assert len(world.verify().targets) == 4
 
 
 @pytest.mark.parametrize("change", [{"targets": []}, {"adapters": []}, {"schema_version": 99}])

@@ -249,3 +249,19 @@ def test_a_bundle_without_a_proof_says_so(
     for place in (folder, folder / "models/dora"):
         assert gate_of(place).expected is None
         assert not (place / "expected.json").exists()
+
+
+def test_by_default_everything_is_served_that_can_be(
+    base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """One too weak to be told from the base is not refused then, and not said to be proven."""
+    weak = make_adapter(base, tmp_path / "weak", lora_alpha=0.01)
+    out = tmp_path / "out"
+    made = make_bundle(base, out, ReleaseOptions(), dora=adapters["dora"], weak=weak)
+    found = {(item.target, item.name): item for item in made.proof.targets}
+    assert [name for target, name in found if target == "vllm"] == ["dora", "weak"]
+    assert "--dtype float32" in found["vllm", "weak"].skipped["behaviour"]
+    folder = out / FOLDER
+    assert gate_of(folder).expected is None
+    assert "released without a proof of behaviour" in (folder / "README.md").read_text()
+    assert problems_of(out, base) == {"dora": [], "weak": []}
