@@ -29,7 +29,7 @@ from packager.plan.fourbit import merge_parts
 from packager.plan.layout import create_name, modelfile_name
 from packager.task import class_count, find_task
 from packager.untrusted import read_json_object, read_text
-from packager.verify.check import adapter_digest
+from packager.verify.adaptertarget import adapter_digest
 from packager.verify.gguftarget import list_variants
 from packager.verify.proof import Proof, TargetProof, VariantProof
 

@@ -158,7 +158,7 @@ def _take_closer_base(
         What is made then, with the figures, and one line of how that was decided; empty where
         nothing was to be.
     """
-    from packager.verify.check import measure_closer_base
+    from packager.verify.closerbase import measure_closer_base
 
     base = prepared.gathered.base
     if request.options.merge_base is not None or base.training is None:
@@ -435,7 +435,8 @@ def _make_manifest(
     proof: Proof,
     options: ReleaseOptions,
 ) -> Manifest:
-    from packager.verify.check import adapter_entries, library_versions
+    from packager.verify.adaptertarget import adapter_entries
+    from packager.verify.machine import library_versions
 
     ref, base = gathered.ref, gathered.base
     adapters = []

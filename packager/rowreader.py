@@ -15,7 +15,7 @@ from packager.dtype import TORCH_NAMES
 from packager.errors import InputError
 from packager.quantisation.encoding import QuantisedRef
 from packager.quantisation.values import read_values
-from packager.tensorfile import TensorRef, tensor_bytes
+from packager.tensorfile import TensorRef, read_exactly, tensor_bytes
 
 
 class OpenFiles:
@@ -116,31 +116,3 @@ def read_whole(ref: TensorRef, files: OpenFiles | None = None) -> torch.Tensor:
         InputError: The file cannot be read or is cut short.
     """
     return read_rows(ref, 0, ref.shape[0] if ref.shape else 1, files).view(ref.shape)
-
-
-def read_exactly(descriptor: int, view: memoryview, offset: int, ref: TensorRef) -> None:
-    """Fills `view` with the bytes from `offset` on, which belong to the tensor `ref`.
-
-    Raises:
-        InputError: The file cannot be read or is cut short.
-    """
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-        except OSError as problem:
-            raise InputError(
-                "the file cannot be read",
-                where=str(ref.file),
-                found=problem.strerror or "an I/O error",
-                hint="check the disk; copy or download the file again",
-            ) from problem
-        if count == 0:
-            raise InputError(
-                f"the file ends within tensor {ref.name!r}",
-                where=str(ref.file),
-                expected=f"{ref.offset + ref.nbytes} bytes",
-                found=f"{offset + done}",
-                hint="the file changed while it was read: copy or download it again",
-            )
-        done += count

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -175,28 +176,47 @@ def read_span(ref: TensorRef, first: int, count: int) -> bytearray:
         InputError: The file cannot be read or is cut short.
     """
     buffer = bytearray(count)
-    view, done = memoryview(buffer), 0
     try:
-        with ref.file.open("rb", buffering=0) as file:
-            file.seek(ref.offset + first)
-            while done < count and (got := file.readinto(view[done:])):
-                done += got
+        descriptor = os.open(ref.file, os.O_RDONLY)
     except OSError as problem:
-        raise InputError(
-            "the file cannot be read",
-            where=str(ref.file),
-            found=problem.strerror or "an I/O error",
-            hint="check the disk; copy or download the file again",
-        ) from problem
-    if done < count:
-        raise InputError(
-            f"the file ends within tensor {ref.name!r}",
-            where=str(ref.file),
-            expected=f"{ref.offset + ref.nbytes} bytes",
-            found=f"{ref.offset + first + done}",
-            hint="the file changed while it was read: copy or download it again",
-        )
+        raise _unreadable(ref, problem) from problem
+    try:
+        read_exactly(descriptor, memoryview(buffer), ref.offset + first, ref)
+    finally:
+        os.close(descriptor)
     return buffer
+
+
+def read_exactly(descriptor: int, view: memoryview, offset: int, ref: TensorRef) -> None:
+    """Fills `view` with the bytes from `offset` on, which belong to the tensor `ref`.
+
+    Raises:
+        InputError: The file cannot be read or is cut short.
+    """
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as problem:
+            raise _unreadable(ref, problem) from problem
+        if count == 0:
+            raise InputError(
+                f"the file ends within tensor {ref.name!r}",
+                where=str(ref.file),
+                expected=f"{ref.offset + ref.nbytes} bytes",
+                found=f"{offset + done}",
+                hint="the file changed while it was read: copy or download it again",
+            )
+        done += count
+
+
+def _unreadable(ref: TensorRef, problem: OSError) -> InputError:
+    return InputError(
+        "the file cannot be read",
+        where=str(ref.file),
+        found=problem.strerror or "an I/O error",
+        hint="check the disk; copy or download the file again",
+    )
 
 
 def check_not_pickle(path: Path) -> None:

@@ -14,10 +14,10 @@ from packager.merge import RowUpdate, arithmetic_dtype, cast_values, merge_rows
 from packager.plan import PlannedTensor
 from packager.plan.value import FourBitPart
 from packager.quantisation.encoding import FOUR_BIT_BLOCK, QuantisedRef
-from packager.rowreader import OpenFiles, as_matrix, read_exactly, read_rows, torch_dtype
+from packager.rowreader import OpenFiles, as_matrix, read_rows, torch_dtype
 from packager.stream.chunk import CHUNK_BYTES, Chunk, Origin, Task, not_finite
 from packager.stream.fourbit import PackTask, Scales, ScalesTask, describe_weight
-from packager.tensorfile import TensorRef
+from packager.tensorfile import TensorRef, read_exactly
 from packager.updatereader import AdapterTensors, find_source, read_updates
 
 

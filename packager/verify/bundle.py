@@ -23,14 +23,10 @@ from packager.plan.serving import plan_servers
 from packager.progress import Progress
 from packager.recipe import plan_gathered
 from packager.untrusted import find_folder, resolve_inside
-from packager.verify.check import (
-    ADAPTER_WEIGHTS,
-    ProofRequest,
-    describe_machine,
-    library_versions,
-    prove,
-)
+from packager.verify.adaptertarget import ADAPTER_WEIGHTS
+from packager.verify.check import ProofRequest, prove
 from packager.verify.files import check_files
+from packager.verify.machine import describe_machine, library_versions
 from packager.verify.proof import LEVELS, SCHEMA_VERSION, Level, Proof, TargetProof, render_proof
 
 

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packager import __version__
-from packager.adapter import AdapterSpec, read_adapter
-from packager.adapter.spec import CONFIG_NAME
 from packager.base import read_base
-from packager.digest import content_digest, hash_files
 from packager.errors import LorapackError, WeakEffectError
 from packager.gather import Gathered
 from packager.manifest import FileEntry
 from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.fourbit import merge_parts
-from packager.plan.layout import needs_folding
-from packager.plan.option import MergeBase
 from packager.progress import Progress, Silent
 from packager.serving.answer import Answers
-from packager.sinks.peft import FOLDED_FIELDS, PINNED_FIELDS
 from packager.task import COMPARED, find_task
 from packager.updatereader import adapter_tensors
+from packager.verify.adaptertarget import adapter_digest, check_adapter
 from packager.verify.files import check_files
 from packager.verify.gguftarget import list_variants, prove_blocks, prove_models
 from packager.verify.lora import check_gguf_lora, measure_gguf_lora
+from packager.verify.machine import describe_machine, library_versions
 from packager.verify.memory import available_bytes, behaviour_bytes, llama_bytes
 from packager.verify.proof import (
     LEVELS,
@@ -44,26 +35,15 @@ from packager.verify.proof import (
     MergeBaseCheck,
     Proof,
     TargetProof,
-    WeightsCheck,
 )
 from packager.verify.quantised import why_not_exact, why_not_loaded, why_not_run
 from packager.verify.reference import References
 from packager.verify.served import check_served_weights
 from packager.verify.servedtarget import ServerProof, prove_server
 from packager.verify.truthrows import TruthSources
-from packager.verify.weights import Sources, check_folded, check_weights
+from packager.verify.weights import Sources, check_weights
 from packager.verify.wholetarget import WholeProof, prove_whole
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "safetensors",
-    "huggingface_hub",
-    "xllamacpp",
-)
 _BYTES_OF_A_VALUE = 16
 """Recomputing a value of a GGUF file, which quantises it twice, takes as long as recomputing so
 many bytes of safetensors."""
@@ -111,7 +91,7 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
     gathered = request.gathered
     with (
         ThreadPoolExecutor(2, thread_name_prefix="files") as pool,
-        References(gathered, _Steps(progress), request.merge_bases) as references,
+        References(gathered, Steps(progress), request.merge_bases) as references,
     ):
         files = pool.submit(_check_all_files, request, progress)
         if request.sample_bytes is None:
@@ -135,77 +115,6 @@ def prove(request: ProofRequest, progress: Progress) -> Proof:
         machine=describe_machine(),
         targets=tuple(targets),
     )
-
-
-def measure_closer_base(
-    gathered: Gathered, plan: ReleasePlan, progress: Progress
-) -> tuple[MergeBase, str, dict[str, MergeBaseCheck]]:
-    """Measures which form of a base that was quantised in training merges come closer to it on.
-
-    Args:
-        gathered: The sources, with the base as training saw it.
-        plan: Of a release of them.
-        progress: Told about steps.
-
-    Returns:
-        The form; the figures in a line, or why it could not be measured; and the figures of each
-        adapter by name.
-
-    Raises:
-        LorapackError: As of `prove`.
-    """
-    request = ProofRequest(Path(), (), plan, gathered)
-    merged = [target for target in plan.targets if target.target in ("merged", "ollama")]
-    if not merged:
-        return "dequantized", "", {}
-    reasons = [reason for target in merged if (reason := _why_no_behaviour(request, target))]
-    if reasons:
-        return "dequantized", f"dequantized, the default; not measured: {reasons[0]}", {}
-    names = {target.name for target in merged}
-    with References(gathered, _Steps(progress)) as references:
-        found = {
-            source.name: check
-            for source in gathered.adapters
-            if source.name in names
-            and (check := references.compare_merge_bases(source)) is not None
-        }
-    plain = sum(check.kl_16bit for check in found.values())
-    seen = sum(check.kl_dequantized for check in found.values())
-    closer: MergeBase = "16bit" if plain < seen else "dequantized"
-    figures = f"mean KL to training {seen:.3g} dequantized, {plain:.3g} 16bit"
-    return closer, f"{closer} is closer: {figures}", found
-
-
-def adapter_digest(source: AdapterSource) -> str:
-    """Returns `sha256:<hex>` over configuration, weights and tokenizer of an adapter."""
-    return content_digest(adapter_entries(source))
-
-
-def adapter_entries(source: AdapterSource) -> tuple[FileEntry, ...]:
-    """Hashes the files of an adapter that take part in a release."""
-    names = ["adapter_config.json", ADAPTER_WEIGHTS, *source.files]
-    return hash_files(source.spec.directory, names)
-
-
-def library_versions() -> dict[str, str]:
-    """Returns the versions of the libraries that take part in a release."""
-    versions = {"lorapack": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
-
-
-def describe_machine() -> str:
-    """Returns processor, cores and memory in one line."""
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def _check_all_files(request: ProofRequest, progress: Progress) -> FilesCheck | None:
@@ -250,7 +159,7 @@ def _prove_target(
     elif failure is not None:
         raise failure
     if not broken and "behaviour" in request.levels:
-        reason = _why_no_behaviour(request, target)
+        reason = why_no_behaviour(request, target)
         if reason:
             skipped["behaviour"] = reason
         else:
@@ -286,7 +195,7 @@ def _prove_weights(
     source = _source_of(request, target)
     folder = request.bundle / target.path
     if target.target == "adapter":
-        return replace(proof, weights=_check_adapter(source, folder))
+        return replace(proof, weights=check_adapter(source, folder))
     elsewhere = _why_no_weights(target)
     if elsewhere:
         proof.skipped["weights"] = elsewhere
@@ -327,35 +236,8 @@ def _why_no_weights(target: TargetPlan) -> str:
     return ""
 
 
-def _check_adapter(source: AdapterSource, folder: Path) -> WeightsCheck:
-    """The adapter is the one trained; its normalised form makes the same ΔW."""
-    spec = source.spec
-    kept = read_adapter(folder)
-    count = len(spec.tensors)
-    wanted, found = (hash_files(place, [ADAPTER_WEIGHTS])[0] for place in (spec.directory, folder))
-    problems = [] if wanted == found else [f"{ADAPTER_WEIGHTS} is not the file as trained"]
-    problems += _config_problems(spec, kept, PINNED_FIELDS)
-    rules = {"copy": (len(kept.tensors), count)}
-    if needs_folding(source):
-        folded = read_adapter(folder / "normalised")
-        problems += _config_problems(spec, folded, PINNED_FIELDS | FOLDED_FIELDS)
-        problems += check_folded(spec, folded)
-        rules["normalised"] = (len(folded.tensors), 2 * len(spec.modules))
-    return WeightsCheck(count, count, rules, len(kept.tensors), count, (), tuple(problems))
-
-
-def _config_problems(
-    trained: AdapterSpec, kept: AdapterSpec, may_differ: frozenset[str]
-) -> list[str]:
-    wanted, found = trained.config.raw, kept.config.raw
-    return [
-        f"{kept.directory.name}/{CONFIG_NAME} has another {field!r} than as trained"
-        for field in sorted({*wanted, *found} - may_differ)
-        if wanted.get(field) != found.get(field)
-    ]
-
-
-def _why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
+def why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
+    """Says why the behaviour of a target cannot be measured here; empty where it can."""
     source = _source_of(request, target)
     index = request.gathered.base.index
     if target.target == "adapter":
@@ -394,7 +276,7 @@ def _prove_behaviour(
     from packager.verify.behaviour import check_merged
     from packager.verify.embedding import check_embedding
 
-    folder, report = request.bundle / target.path, _Steps(progress)
+    folder, report = request.bundle / target.path, Steps(progress)
     if target.whole is not None:
         return _prove_whole(request, target, proof, references, before, progress)
     if request.plan.serving is not None and target.served is not None:
@@ -439,7 +321,7 @@ def _prove_whole(
         answers=request.answers,
     )
     source = _source_of(request, target)
-    check = prove_whole(asked, source, merged.behaviour, references, _Steps(progress))
+    check = prove_whole(asked, source, merged.behaviour, references, Steps(progress))
     return replace(proof, behaviour=check)
 
 
@@ -447,7 +329,7 @@ def _source_of(request: ProofRequest, target: TargetPlan) -> AdapterSource:
     return next(item for item in request.gathered.adapters if item.name == target.name)
 
 
-class _Steps:
+class Steps:
     """Passes counted steps on as stages."""
 
     def __init__(self, progress: Progress) -> None:
@@ -456,6 +338,7 @@ class _Steps:
         self._done = 0
 
     def __call__(self, title: str, done: int, total: int) -> None:
+        """Tells of a step."""
         if title != self._title:
             self._title, self._done = title, 0
             self._progress.stage(title, total)
