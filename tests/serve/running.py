@@ -18,6 +18,9 @@ from typing import Any
 
 import psutil
 
+from packager.digest import hash_files
+from packager.manifest import MANIFEST_NAME
+
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 600
 STOP_SECONDS = 100
@@ -146,3 +149,25 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def copy_bundle(bundle: Path, out: Path) -> Path:
+    """Copies a bundle file by file; files are small, and none is shared."""
+    for path in bundle.rglob("*"):
+        if path.is_file():
+            copy = out / path.relative_to(bundle)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return out
+
+
+def adopt_file(bundle: Path, name: str) -> None:
+    """Lets the manifest say that a file is as it should be."""
+    path = bundle / MANIFEST_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    entry = hash_files(bundle, [name], remember=False)[0]
+    for item in document["files"]:
+        if item["path"] == name:
+            item.update(size=entry.size, sha256=entry.sha256)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    (bundle / name).chmod(0o644)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,49 +19,22 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from packager.plan import ReleaseOptions
-from packager.progress import Silent
-from packager.release import ReleaseRequest, release
-from tests.models import make_adapter, make_llama
+from tests.serve.crowd import DEEDS, crowd
 from tests.serve.running import Running, serving, wait_gone
 from tests.vllm_engine import keep_vllm
 
-NAMES = ("small-base", "plain", "dora")
+NAMES = ("small-base", "plain", "other", "dora")
 PROMPTS = ("Once upon a time", "def main():", "The answer is", "What is this?")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # vLLM's attention on a processor wants heads of 32 values at least.
-    return make_llama(tmp_path_factory.mktemp("base") / "small-base", hidden=128)
-
-
-@pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("adapters")
-    return {
-        "plain": make_adapter(base, root / "plain", lora_alpha=16),
-        "dora": make_adapter(base, root / "dora", seed=2, use_dora=True),
-    }
-
-
-@pytest.fixture(scope="module")
-def running(
-    base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def running(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("running")
-    request = ReleaseRequest(
-        tuple(adapters.items()),
-        folder / "out",
-        base=str(base),
-        options=ReleaseOptions(targets=("merged", "vllm")),
-    )
-    bundle = release(request, Silent()).bundle
-    with serving(folder, bundle, "--vllm-python", keep_vllm()) as server:
+    with serving(folder, mixed_bundle, "--vllm-python", keep_vllm()) as server:
         yield server
         family = server.family()
-        # lorapack, and two servers with what vLLM starts for each.
-        assert len(family) >= 5
+        # lorapack, and two servers of three processes each.
+        assert len(family) >= 7
         assert server.stop() == 0
         assert not wait_gone(family)
 
@@ -70,13 +45,14 @@ def client(running: Running) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def truths(base: Path, adapters: dict[str, Path]) -> dict[str, list[torch.Tensor]]:
+def truths(mixed_base: Path, mixed_adapters: dict[str, Path]) -> dict[str, list[torch.Tensor]]:
     """Model → log-probabilities of the token after each prompt, by transformers in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(mixed_base)
     found = {}
     for name in NAMES:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        tuned = PeftModel.from_pretrained(model, adapters[name]) if name in adapters else model
+        model = AutoModelForCausalLM.from_pretrained(mixed_base, dtype=torch.float32)
+        adapter = mixed_adapters.get(name)
+        tuned = model if adapter is None else PeftModel.from_pretrained(model, adapter)
         with torch.inference_mode():
             found[name] = [
                 torch.log_softmax(tuned.eval()(ids).logits[0, -1].double(), -1)
@@ -141,3 +117,21 @@ def tell(client: openai.OpenAI, name: str, prompt: str) -> dict[int, float]:
 def gap(told: dict[int, float], truth: torch.Tensor) -> float:
     """Mean distance from the truth of what was told, in nats, weighted by its probability."""
     return math.fsum(math.exp(p) * abs(p - float(truth[token])) for token, p in told.items())
+
+
+def test_crowd_gets_the_right_answers_from_both_servers(running: Running) -> None:
+    """For as long as it takes until everything has happened; for minutes in test_load."""
+    with crowd(running, NAMES, 6) as seen:
+        latest = time.monotonic() + 60
+        while not all(seen.counts[deed] for deed in DEEDS) and time.monotonic() < latest:
+            if seen.over.wait(0.5):
+                break
+    assert not seen.wrong, seen.wrong[:5]
+    assert all(seen.counts[deed] for deed in DEEDS), seen.counts
+    metrics = running.ask("/metrics")[2].decode()
+    handed_on = re.search(
+        r'^lorapack_requests_total\{model="dora",status="200"\} (\d+)$', metrics, re.MULTILINE
+    )
+    assert handed_on is not None
+    assert int(handed_on[1]) > len(PROMPTS)
+    assert 'lorapack_neighbour_ready{neighbour="dora"} 1' in metrics

@@ -14,6 +14,7 @@ from packager.serve.engine import Vllm, choose_engine, install_hint
 from packager.serve.request import endpoint_url, reachable_host
 from packager.serve.workplace import check_key_file
 from tests.cli.command import lorapack
+from tests.serve.running import copy_bundle
 
 VLLM = Vllm(Path("/x/python"), "0.32.0", on_cpu=True)
 
@@ -125,13 +126,3 @@ def test_manifest_that_leads_outside_is_refused(tmp_path: Path, tiny_bundle: Pat
     assert done.code == 1
     assert "the manifest is damaged" in done.err
     assert BundleError.kind == "bundle"
-
-
-def copy_bundle(bundle: Path, out: Path) -> Path:
-    """Copies a bundle file by file; files are small, and none is shared."""
-    for path in bundle.rglob("*"):
-        if path.is_file():
-            copy = out / path.relative_to(bundle)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    return out

@@ -21,9 +21,14 @@ import openai
 import pytest
 from safetensors.torch import load_file, save_file
 
-from packager.digest import hash_files
-from packager.manifest import MANIFEST_NAME
-from tests.serve.running import Running, command, environment, serving, wait_gone
+from tests.serve.running import (
+    Running,
+    adopt_file,
+    command,
+    environment,
+    serving,
+    wait_gone,
+)
 from tests.vllm_engine import keep_vllm
 
 BASE = "SmolLM2-135M-Instruct"
@@ -296,15 +301,3 @@ def test_adapter_that_vllm_serves_as_the_base_is_not_let_out(
     assert "Application startup complete" in told
     assert re.search(r"ERROR.*lorapack: adapter 'pirate'.*answers as the base does", told)
     assert re.search(r"INFO.*lorapack: adapter 'other'.*served as proven", told)
-
-
-def adopt_file(bundle: Path, name: str) -> None:
-    """Lets the manifest say that a file is as it should be."""
-    path = bundle / MANIFEST_NAME
-    document = json.loads(path.read_text(encoding="utf-8"))
-    entry = hash_files(bundle, [name], remember=False)[0]
-    for item in document["files"]:
-        if item["path"] == name:
-            item.update(size=entry.size, sha256=entry.sha256)
-    path.write_text(json.dumps(document), encoding="utf-8")
-    (bundle / name).chmod(0o644)
