@@ -55,7 +55,7 @@ def render_server_card(
         for server in servers
         for model in gate_config(server, None).models
     )
-    parallels = [plan_deployment(server).parallel for server in servers]
+    deployment = plan_deployment(plan)
     return (
         card_environment()
         .get_template("server.md.j2")
@@ -74,8 +74,9 @@ def render_server_card(
             proven=bool(expected),
             license=plan.base.license,
             duties=obligations(plan.base.license),
-            parallel=parallels[0],
-            one_machine=all(parallel.nodes == 1 for parallel in parallels),
+            parallel=deployment.parallel,
+            together=deployment.fits_machine,
+            one_machine=deployment.fits_machines,
         )
     )
 

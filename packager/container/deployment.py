@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packager.container.label import resource_name
+from packager.serving.document import PORT
 from packager.serving.parallel import GPUS_PER_NODE, USABLE_SHARE, Load, Parallel, plan_parallel
 from packager.serving.path import neighbour_path
 from packager.serving.value import ServingPlan
 
 HOME = "/srv/lorapack"
-PORT = 8000
 _GIB = 1 << 30
 _DOWNLOAD_BYTES_PER_SECOND = 50e6
 _START_SECONDS = 600

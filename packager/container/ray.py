@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from packager.container.deployment import HOME, PORT, Deployment
+from packager.container.deployment import HOME, Deployment
 from packager.container.template import render_template
 from packager.resource import read_resource
-from packager.serving.document import launch_flags
+from packager.serving.document import PORT, launch_flags
 
 RAY_VERSION = "2.60.0"
 

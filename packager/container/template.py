@@ -10,9 +10,10 @@ from jinja2 import StrictUndefined
 from jinja2.loaders import FunctionLoader
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from packager.container.deployment import HOME, PORT, Deployment
+from packager.container.deployment import HOME, Deployment
 from packager.markup import clean
 from packager.resource import read_resource
+from packager.serving.document import PORT
 
 
 def render_template(name: str, deployment: Deployment, **more: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from packager.container import render_container
+from packager.servercard import render_server_card
 from packager.serving.document import gate_config
 from packager.serving.value import ServingPlan
 from tests.container.plans import COMMIT, DIGESTS, LARGE, MERGED, MIXED, PLANS, SMALL, make_mixed
@@ -194,3 +195,12 @@ def test_image_is_labelled_with_merged_models(path: str) -> None:
     assert f'ARG BASE_COMMIT="{COMMIT}"\n' in alone
     assert "COPY --chmod=0555 adapters" not in alone
     assert "COPY --chmod=0555 models" not in alone
+
+
+def test_readme_names_the_files_that_there_are() -> None:
+    for plan in (MIXED, PAIR, SEVENTY, PLANS["huge"]):
+        card = render_server_card(plan, {}, folded=frozenset(), differences={})
+        paths = set(render_container(plan, proven=True))
+        assert ("docker compose" in card) == ("compose.yaml" in paths)
+        assert ("kubectl apply" in card) == ("k8s/kustomization.yaml" in paths)
+        assert "serve deploy ray/serve.yaml" in card

@@ -35,6 +35,8 @@ def here(bundle: Path, port: int) -> dict[str, Any]:
     front, merged = (item["args"]["llm_configs"][0] for item in config["applications"])
     for model in (front, merged):
         model["accelerator_config"] = {"kind": "cpu"}
+        # The CPU image has no compiler: see lorapack_gate.start.
+        model["engine_kwargs"]["enforce_eager"] = True
     # One slot more than adapters: see lorapack_gate.start about vLLM's CPU build.
     front["engine_kwargs"]["max_loras"] += 1
     front["engine_kwargs"]["max_cpu_loras"] += 1
@@ -50,6 +52,7 @@ def test_ray_serves_adapters_and_a_merged_model_behind_gates(
     given = {
         "LORAPACK_METRICS_KEY_FILE": "/run/secrets/lorapack-metrics-key",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
     }
     command = ("python3", "-c", PROGRAM, "run", "/cache/serve.yaml")
     container = run("buildah", "from", ray_image)
