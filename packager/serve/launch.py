@@ -15,6 +15,7 @@ from packager.serve.port import LOOPBACK, free_ports
 from packager.serve.request import ServeRequest
 from packager.serve.source import GgufSource, VllmSource
 from packager.serve.workplace import Workplace, link_files
+from packager.serving.answer import Expected
 from packager.serving.document import GateConfig
 
 GATE_FOLDER = "docker/gate"
@@ -50,13 +51,17 @@ class Launch:
 
 
 def prepare_llama_launch(
-    sources: Sequence[GgufSource], request: ServeRequest, workplace: Workplace, port: int
+    sources: Sequence[GgufSource],
+    expected: Expected | None,
+    request: ServeRequest,
+    workplace: Workplace,
+    port: int,
 ) -> tuple[Launch, GateConfig]:
     """Puts files in place; returns how the one process is started, and what its gate goes by."""
-    command, gate = prepare_llama(sources, workplace.home, request.host, port)
-    # What these files answer was proven when they were made; llama.cpp is asked nothing again.
-    unproven = {"LORAPACK_ALLOW_UNPROVEN": "1", "PYTHONPATH": _own_path()}
-    environment = _environment(request, workplace) | unproven
+    command, gate = prepare_llama(sources, expected, workplace.home, request.host, port)
+    environment = _environment(request, workplace) | {"PYTHONPATH": _own_path()}
+    if expected is None:
+        environment["LORAPACK_ALLOW_UNPROVEN"] = "1"
     what = f"llama.cpp with {', '.join(source.name for source in sources)}"
     return Launch("", what, command, environment, workplace, request.host, port), gate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lorapack_gate.address import Address
 from lorapack_gate.answer import (
@@ -16,10 +17,12 @@ from lorapack_gate.answer import (
     send_json,
     send_refusal,
 )
-from lorapack_gate.exchange import ExchangeError
+from lorapack_gate.exchange import ExchangeError, exchange
 from lorapack_gate.forward import forward
 
 _PASSED = ("/v1/chat/completions", "/v1/completions")
+_TOLD = 100
+"""Log-probabilities that the probe is told of each answer."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,16 @@ class LlamaProxy:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The gate has read the whole body, and checked which model it names.
         body = (await receive())["body"]
-        backend = self._backends[json.loads(body)["model"]]
+        payload = json.loads(body)
+        backend = self._backends[payload["model"]]
         headers = [
             (b"authorization", f"Bearer {backend.key}".encode()),
             (b"content-type", b"application/json"),
         ]
         try:
+            if scope["path"] == "/v1/completions" and "logprob_token_ids" in payload:
+                await send_json(send, 200, await _next_token(backend, headers, payload))
+                return
             # llama.cpp stops working on what nobody reads any more.
             await forward(backend.address, {**scope, "headers": headers}, body, receive, send)
         except ExchangeError as problem:
@@ -101,3 +108,30 @@ class LlamaProxy:
                 kind="service_unavailable_error",
                 code="engine_unreachable",
             ) from problem
+
+
+async def _next_token(
+    backend: Backend, headers: list[tuple[bytes, bytes]], payload: dict[str, Any]
+) -> dict[str, Any]:
+    """Answers what the gate's probe asks, as vLLM would.
+
+    Source: llama.cpp 0c1e57098, tools/server/README.md, POST /completion: `n_probs` tokens with
+    their log-probabilities before sampling.
+    """
+    prompt = payload.get("prompt")
+    if not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
+        raise RefusedError(
+            400,
+            "logprob_token_ids takes a prompt of token ids here",
+            code="invalid_value",
+            param="prompt",
+        )
+    asked = {"prompt": prompt, "n_predict": 1, "n_probs": _TOLD, "temperature": 0}
+    body = json.dumps(asked).encode()
+    async with exchange(backend.address, "POST", b"/completion", headers, body) as response:
+        answer = json.loads(b"".join([part async for part in response.parts]))
+    if response.status != 200:
+        raise ExchangeError(f"status {response.status}: {str(answer)[:200]}")
+    told = answer["completion_probabilities"][0]["top_logprobs"]
+    best = {f"token_id:{item['id']}": item["logprob"] for item in told}
+    return {"choices": [{"text": "", "logprobs": {"top_logprobs": [best]}}]}

@@ -12,6 +12,7 @@ from packager.manifest import Manifest
 from packager.progress import Progress
 from packager.serve.child import start_child
 from packager.serve.engine import Vllm, choose_engine, find_vllm
+from packager.serve.ggufproof import expect_gguf
 from packager.serve.group import Group, Member
 from packager.serve.launch import Launch, prepare_llama_launch, prepare_vllm_launches
 from packager.serve.port import claim_port
@@ -104,7 +105,13 @@ def _prepare(
     progress.say(f"checking the files of {request.bundle}")
     if engine == "llama.cpp":
         ggufs = read_gguf_sources(request.bundle, manifest)
-        launch, gate = prepare_llama_launch(ggufs, request, workplace, port)
+        expected = expect_gguf(request.bundle, manifest, ggufs)
+        if expected is None:
+            progress.say(
+                "llama.cpp is not asked again what the proof asked: that takes the answers of "
+                "--target vllm, and the figures of the report, in the same bundle"
+            )
+        launch, gate = prepare_llama_launch(ggufs, expected, request, workplace, port)
         return (launch,), gate
     assert vllm is not None
     source = read_vllm_source(request.bundle, manifest, request.base)

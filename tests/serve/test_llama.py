@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,15 @@ import pytest
 
 from packager.serve.request import Endpoint
 from packager.serve.snippet import curl_command, openai_script, render_snippets
-from tests.serve.running import Running, environment, serving, wait_gone
+from tests.serve.running import (
+    Running,
+    adopt_file,
+    command,
+    copy_bundle,
+    environment,
+    serving,
+    wait_gone,
+)
 
 TALK = [{"role": "user", "content": "春眠不觉晓"}]
 
@@ -127,11 +136,11 @@ def test_snippets_run_as_they_are_printed(running: Running) -> None:
     assert curl in text
     assert script in text
     assert running.key not in text
-    export = next(line for line in text.splitlines() if line.startswith("export "))
+    export = next(each for each in text.splitlines() if each.startswith("export "))
     assert shutil.which("curl")
-    for command in (curl, f"{sys.executable} - <<'END'\n{script}\nEND"):
+    for line in (curl, f"{sys.executable} - <<'END'\n{script}\nEND"):
         done = subprocess.run(
-            ["bash", "-c", f"{export}\n{command}"],
+            ["bash", "-c", f"{export}\n{line}"],
             capture_output=True, text=True, check=False, timeout=60, env=environment(),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -183,4 +192,39 @@ def test_port_that_is_taken_is_told(running: Running, tiny_bundle: Path) -> None
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert f"port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_are_asked_what_the_proof_asked(twin_bundle: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, twin_bundle, "--engine", "llama.cpp") as server:
+        assert server.document["models"] == ["first", "second"]
+        assert server.document["proven"] is True
+        told = json.loads(server.ask("/ready", key="")[2])
+        figures = {item["name"]: item for item in told["models"]}
+        assert set(figures) == {"first", "second"}
+        for item in figures.values():
+            assert item["kind"] == "merged"
+            assert item["divergence_nats"] < item["bound_nats"]
+            assert item["divergence_nats"] < item["base_divergence_nats"] / 10
+        odd = {"model": "first", "prompt": "text", "logprob_token_ids": [1]}
+        status, _, body = server.ask(
+            "/v1/completions", method="POST", body=json.dumps(odd).encode()
+        )
+        assert (status, json.loads(body)["error"]["param"]) == (400, "prompt")
+
+
+def test_file_with_other_weights_is_not_let_out(twin_bundle: Path, tmp_path: Path) -> None:
+    """The manifest is right, the file loads and talks; only asking shows that it is another."""
+    bundle = copy_bundle(twin_bundle, tmp_path / "bundle")
+    names = [f"ollama/{name}/{name}-Q8_0.gguf" for name in ("first", "second")]
+    for name, other in zip(names, reversed(names), strict=True):
+        shutil.copyfile(twin_bundle / other, bundle / name)
+        adopt_file(bundle, name)
+    done = subprocess.run(
+        command(bundle, "--engine", "llama.cpp", "--port", "0"),
+        capture_output=True, text=True, check=False, timeout=120, env=environment(),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    for name in ("first", "second"):
+        assert f"merged model '{name}' " in done.stderr.partition("error: ")[2]
     assert "Traceback" not in done.stderr
