@@ -22,7 +22,6 @@ UNMERGED: dict[str, str] = {
     "POLY": "it mixes its parts by the task that an input names",
     "LILY": "every token is routed to other parts, which no weights can tell",
     "SHADOW": "it runs a second model along the layers, which no weights hold",
-    "FROD": "every module needs the weights of all others at once",
 }
 """Tuner → why its modules cannot be merged one by one."""
 

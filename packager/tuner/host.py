@@ -172,6 +172,12 @@ class Workshop:
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
         module = job.module
+        if self._config.peft_type == "FROD":
+            # Loaded for it only: an older PEFT has none.
+            from packager.tuner.frod import merge_frod
+
+            merged = merge_frod(self._config, model.get_submodule(module), module, tensors)
+            return _parameters(merged)
         tuned = get_peft_model(
             model, copy.deepcopy(self._config), low_cpu_mem_usage=True, autocast_adapter_dtype=False
         )
@@ -184,8 +190,7 @@ class Workshop:
         set_peft_model_state_dict(tuned, dict(tensors), low_cpu_mem_usage=True)
         tuned.base_model._check_merge_allowed()  # noqa: SLF001 - merge_and_unload begins so
         layer.merge()
-        merged = layer.get_base_layer()
-        return {name: value.detach() for name, value in merged.named_parameters(recurse=False)}
+        return _parameters(layer.get_base_layer())
 
     def _check_names(self, tuned: Any, module: str, tensors: Mapping[str, Tensor]) -> None:
         """Holds the tensors against those that PEFT saves of this module and of all together."""
@@ -214,3 +219,7 @@ class Workshop:
             found=found[:300],
             hint="keep the adapter separate: --target adapter",
         )
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in module.named_parameters(recurse=False)}

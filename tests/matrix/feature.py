@@ -242,6 +242,9 @@ FEATURES: dict[str, Feature] = {
     "hira": Feature("HiRA", "Other tuners", _tuner("HiraConfig", r=4)),
     "tinylora": Feature("TinyLoRA", "Other tuners", _tuner("TinyLoraConfig", r=2, u=8)),
     "glora": Feature("GLoRA", "Other tuners", _tuner("GloraConfig", r=4)),
+    "frod": Feature(
+        "FRoD", "Other tuners", _tuner("FrodConfig", sparse_rate=0.05, progressbar=False)
+    ),
     "tuner-bias": Feature(
         'GraLoRA with bias="all"',
         "Other tuners",

@@ -21,6 +21,7 @@ MERGED: dict[str, dict[str, Any]] = {
     "DEFT": {"r": 4},
     "DELORA": {"r": 4},
     "FOURIERFT": {"n_frequency": 50},
+    "FROD": {"sparse_rate": 0.05, "progressbar": False},
     "GLORA": {"r": 4},
     "GRALORA": {"r": 8},
     "HIRA": {"r": 4},
@@ -66,11 +67,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Further arguments: a name → the tuner and them."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
-    "FROD": ("weights of all its modules at once", {"progressbar": False}),
+    "FROD": (
+        "weights of all its modules at once",
+        {"progressbar": False, "save_projection": False},
+    ),
     "LILY": ("not supported for Lily", {"r": 4}),
     "POLY": ("NotImplementedError", {"r": 4}),
 }
-"""Tuner → what is said of it, and its arguments, for those whose layers PEFT does not merge."""
+"""Tuner → what is said of it, and its arguments, for those whose layers PEFT does not merge so."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_a_module_is_merged_as_peft_merges_the_model(name: str, tuned: MakeTuned
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_peft_does_not_merge_by_module_is_refused_by_name(name: str, tuned: MakeTuned) -> None:
     reason, arguments = REFUSED[name]
-    case = tuned(name, name, arguments)
+    case = tuned(f"{name} refused", name, arguments)
     with pytest.raises(LorapackError) as caught:
         merge_module(make_job(case, "model.layers.1.mlp.up_proj"), torch.float32)
     assert name.lower() in caught.value.what
