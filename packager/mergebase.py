@@ -26,7 +26,8 @@ def settle_merge_base(gathered: Gathered, options: ReleaseOptions) -> Gathered:
     Args:
         gathered: The sources, with the base as it is stored.
         options: What a user chose; without a choice it is `dequantized` for adapters that were
-            trained on one and the same quantised load.
+            trained on one and the same quantised load, and `16bit` for those of different ones,
+            which are merged onto one base together.
 
     Raises:
         BaseError: The base is stored quantised, and its 16-bit form is wanted.
@@ -138,20 +139,61 @@ def settled_options(options: ReleaseOptions, gathered: Gathered) -> ReleaseOptio
     return replace(options, merge_base=base.merge_base, loaded_in=loaded_in)
 
 
-def merge_base_notes(base: BaseSource) -> list[str]:
+def merge_base_notes(gathered: Gathered) -> list[str]:
     """Says what adapters are merged onto, where that is not just the base."""
+    base = gathered.base
     count = base.index.quantised_count
     if base.training is not None:
-        return [
+        note = (
             f"merged onto {base.training.describe()}, as training saw it (known from "
             f"{_EVIDENCE[base.training.evidence]}); --merge-base 16bit merges onto the base as it "
             "is stored"
-        ]
+        )
+        return [note, *_rounding_notes(base.training)]
     if count:
         return [f"{count} tensors of the base are stored quantised; they are dequantised"]
     if base.merge_base == "16bit":
-        return [
+        return [_plain_note(gathered)]
+    return []
+
+
+def default_notes(gathered: Gathered, options: ReleaseOptions) -> list[str]:
+    """Says how it was decided what to merge onto, where nothing was measured.
+
+    Measuring runs the model several times, which `lorapack release` does and `lorapack merge`
+    does not.
+    """
+    if options.merge_base is not None or gathered.base.training is None:
+        return []
+    return [
+        f"--merge-base: {DEFAULT}, the default, not measured: these are the weights that the "
+        "adapter was trained to correct; lorapack release measures which of both is closer to "
+        "training"
+    ]
+
+
+def _rounding_notes(training: TrainingQuantisation) -> list[str]:
+    if training.loaded_in != "int8":
+        return []
+    return [
+        "in training, LLM.int8() rounded what goes into each layer to 8 bits too; no weights can "
+        "hold that, so that it is in no merge"
+    ]
+
+
+def _plain_note(gathered: Gathered) -> str:
+    """Says that adapters are merged onto another base than they were trained on, and which are."""
+    seen = {
+        source.name: "16 bits" if source.training is None else source.training.loaded_in
+        for source in gathered.adapters
+    }
+    if len(set(seen.values())) == 1:
+        return (
             "the adapter was trained on a quantised load of the base; it is merged onto the base "
             "as it is stored"
-        ]
-    return []
+        )
+    listed = ", ".join(f"{name} in {held}" for name, held in seen.items())
+    return (
+        f"the adapters were trained on differently loaded bases ({listed}); all are merged onto "
+        "the base as it is stored. For each on what it saw in training, release them one by one"
+    )

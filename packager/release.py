@@ -28,11 +28,19 @@ from packager.manifest import (
     TargetRecord,
     render_manifest,
 )
-from packager.mergebase import as_stored, merge_base_notes, settle_merge_base, settled_options
+from packager.mergebase import (
+    as_stored,
+    default_notes,
+    merge_base_notes,
+    settle_merge_base,
+    settled_options,
+)
 from packager.plan import ReleaseOptions, ReleasePlan, TargetPlan, plan_release
 from packager.plan.choice import record_choices
 from packager.plan.gguf import map_source
+from packager.plan.option import MergeBase
 from packager.progress import Progress
+from packager.quantisation.training import LoadedIn
 from packager.recipe import plan_gathered
 from packager.rehearsal import rehearse
 from packager.serving.answer import Answers
@@ -146,7 +154,7 @@ def plan_request(
 def _plan_settled(gathered: Gathered, options: ReleaseOptions) -> ReleasePlan:
     plan = plan_gathered(gathered, options)
     rehearse(gathered, plan)
-    return replace(plan, notes=(*plan.notes, *merge_base_notes(gathered.base)))
+    return replace(plan, notes=(*plan.notes, *merge_base_notes(gathered)))
 
 
 def _take_closer_base(
@@ -261,7 +269,14 @@ def _release(request: ReleaseRequest, progress: Progress) -> Release:
 
 
 def merge_to_folder(
-    base: str, adapter: Path, out: Path, max_shard_bytes: int, progress: Progress
+    base: str,
+    adapter: Path,
+    out: Path,
+    max_shard_bytes: int,
+    progress: Progress,
+    *,
+    merge_base: MergeBase | None = None,
+    loaded_in: LoadedIn | None = None,
 ) -> tuple[FileEntry, ...]:
     """Merges one adapter into one model folder: no bundle, no proof, no card.
 
@@ -270,7 +285,9 @@ def merge_to_folder(
         adapter: The adapter's folder.
         out: The folder to appear.
         max_shard_bytes: Largest weights file.
-        progress: Told of bytes.
+        progress: Told of bytes, and of what the adapter is merged onto and why.
+        merge_base: As of `ReleaseOptions`; nothing is measured here.
+        loaded_in: Likewise.
 
     Returns:
         Every file written, hashed.
@@ -282,14 +299,19 @@ def merge_to_folder(
     from packager.emit.target import write_target
 
     check_absent(out)
-    options = ReleaseOptions(targets=("merged",), max_shard_bytes=max_shard_bytes)
+    options = ReleaseOptions(
+        targets=("merged",),
+        max_shard_bytes=max_shard_bytes,
+        merge_base=merge_base,
+        loaded_in=loaded_in,
+    )
     gathered = gather(
         ((None, adapter),), base=base, licensed=False, targets=options.targets, progress=progress
     )
     gathered = settle_merge_base(gathered, options)
     plan = plan_release(gathered.adapters, gathered.base, options)
     rehearse(gathered, plan)
-    for note in plan.notes:
+    for note in (*plan.notes, *merge_base_notes(gathered), *default_notes(gathered, options)):
         progress.say(f"note: {note}")
     check_free_space(out, plan.output_bytes)
     with Staging(out) as staging:

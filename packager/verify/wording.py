@@ -130,11 +130,16 @@ def merge_base_lines(check: MergeBaseCheck | None) -> tuple[str, ...]:
     if check is None:
         return ()
     names = {"16bit": "the base in 16 bits", "dequantized": "the base as training saw it"}
+    of_activations = (
+        "training is taken without what LLM.int8() rounds off the activations, which goes with the "
+        "machine and no weights hold; its weights in 8 bits are as they were",
+    )
     return (
         f"merged onto {names[check.chosen]}: trained on a base loaded in {check.loaded_in}, from "
         f"which a merge onto {names['dequantized']} is off by "
         f"{describe_number(check.kl_dequantized)} nats, one onto {names['16bit']} by "
         f"{describe_number(check.kl_16bit)}",
+        *(of_activations if check.loaded_in == "int8" else ()),
     )
 
 

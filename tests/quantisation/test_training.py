@@ -31,7 +31,7 @@ from packager.quantisation.training import (
     parse_settings,
 )
 from packager.quantisation.values import open_values
-from packager.release import Release, ReleaseRequest, release
+from packager.release import Release, ReleaseRequest, merge_to_folder, release
 from packager.stamp import stamp_lock
 from packager.train.callback import BaseLockCallback
 from packager.trainingfact import read_training
@@ -188,6 +188,16 @@ def test_skipped_modules_are_left_as_they_are(base: Path) -> None:
     assert not [name for name in quantised if ".1." in name]
 
 
+class Listener(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 def make(trained: Path, base: Path, out: Path, **options: Any) -> Release:
     request = ReleaseRequest(
         ((None, trained),), out, str(base),
@@ -256,20 +266,73 @@ def test_a_merge_onto_what_training_saw_answers_as_training_did(
 def test_without_a_proof_of_behaviour_there_is_a_default(
     trained: Path, base: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-
-    class Listener(Silent):
-        def say(self, text: str) -> None:
-            said.append(text)
-
+    listener = Listener()
     request = ReleaseRequest(
         ((None, trained),), tmp_path / "out", str(base), behaviour=False,
         options=ReleaseOptions(targets=("merged",)),
     )  # fmt: skip
-    made = release(request, Listener())
+    made = release(request, listener)
     assert made.manifest.options["merge_base"] == "dequantized"
-    assert [line for line in said if "not measured: --no-behaviour" in line]
-    assert [line for line in said if "nf4-double" in line and "the adapter's lock" in line]
+    assert [line for line in listener.said if "not measured: --no-behaviour" in line]
+    known = [line for line in listener.said if "the adapter's lock" in line]
+    assert [line for line in known if "nf4-double" in line]
+
+
+@pytest.mark.parametrize("wanted", [None, "16bit", "dequantized"])
+def test_the_one_step_form_says_what_it_merges_onto_and_why(
+    trained: Path, base: Path, tmp_path: Path, wanted: MergeBase | None
+) -> None:
+    listener = Listener()
+    merge_to_folder(str(base), trained, tmp_path / "out", 1 << 30, listener, merge_base=wanted)
+    assert any("not measured" in line for line in listener.said) == (wanted is None)
+    onto = "onto the base as it is stored" if wanted == "16bit" else "as training saw it"
+    assert any(onto in line for line in listener.said)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    stored = load_file(base / "model.safetensors")
+    untouched = "model.layers.0.self_attn.k_proj.weight"
+    assert torch.equal(merged[untouched], stored[untouched]) == (wanted == "16bit")
+
+
+def test_adapters_of_differently_loaded_bases_are_named(
+    trained: Path, base: Path, tmp_path: Path
+) -> None:
+    plain = models.make_adapter(base, tmp_path / "plain")
+    listener = Listener()
+    request = ReleaseRequest(
+        (("quantised", trained), ("plain", plain)), tmp_path / "out", str(base),
+        options=ReleaseOptions(targets=("merged",)),
+    )  # fmt: skip
+    made = release(request, listener)
+    (line,) = [line for line in listener.said if "differently loaded bases" in line]
+    assert "quantised in nf4-double, plain in 16 bits" in line
+    first, second = made.proof.targets
+    assert first.merge_base is not None
+    assert first.merge_base.chosen == "16bit"
+    assert first.merge_base.closer == "dequantized"
+    assert second.merge_base is None
+
+
+def test_the_proof_says_what_of_eight_bits_is_no_part_of_it(base: Path, tmp_path: Path) -> None:
+    adapter = models.make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    listener = Listener()
+    request = ReleaseRequest(
+        ((None, adapter),), tmp_path / "out", str(base),
+        options=ReleaseOptions(
+            targets=("merged",), loaded_in="int8", merge_base="dequantized", dtype="F32"
+        ),
+    )  # fmt: skip
+    made = release(request, listener)
+    assert [line for line in listener.said if "LLM.int8() rounded what goes into" in line]
+    assert "without what LLM.int8() rounds off the activations" in render_proof_text(made.proof)
+    check = made.proof.targets[0].merge_base
+    assert check is not None
+    assert check.kl_dequantized < check.kl_16bit
+    weights = load_file(tmp_path / "out" / "merged" / "adapter" / "model.safetensors")
+    seen = read_base(quantise_base(base, tmp_path / "int8", load_in_8bit=True)).tensors
+    untouched = "model.layers.0.mlp.gate_proj.weight"
+    ref = seen[untouched]
+    assert isinstance(ref, QuantisedRef)
+    assert torch.equal(weights[untouched], open_values(ref).read(0, ref.shape[0]))
 
 
 def test_what_is_not_known_is_asked_for(base: Path, tmp_path: Path) -> None:
