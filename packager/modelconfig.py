@@ -10,7 +10,7 @@ from packager.dtype import MERGEABLE, TORCH_NAMES
 from packager.plan import TargetPlan
 from packager.plan.config import adapt_config
 from packager.plan.fourbit import four_bit_config, merge_parts
-from packager.plan.value import TaskPlan
+from packager.plan.target import TaskPlan
 from packager.quantisation.scheme import CONFIG_KEY
 
 

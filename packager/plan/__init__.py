@@ -4,6 +4,7 @@ from packager.plan.document import parse_plan, render_plan
 from packager.plan.option import ReleaseOptions
 from packager.plan.release import plan_release
 from packager.plan.source import AdapterSource, BaseSource, GgufSource
+from packager.plan.target import ReleasePlan, TargetPlan
 from packager.plan.update import (
     Addition,
     Companion,
@@ -25,8 +26,6 @@ from packager.plan.value import (
     PlannedFile,
     PlannedShard,
     PlannedTensor,
-    ReleasePlan,
-    TargetPlan,
 )
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from packager.errors import InputError
-from packager.plan.value import SCHEMA_VERSION, ReleasePlan
+from packager.plan.target import SCHEMA_VERSION, ReleasePlan
 from packager.record import build_record
 from packager.untrusted import parse_json_object
 

@@ -12,8 +12,8 @@ from packager.plan.gguf import gguf_notes
 from packager.plan.module import module_bytes
 from packager.plan.option import ReleaseOptions
 from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.target import SCHEMA_VERSION, ReleasePlan, TargetPlan
 from packager.plan.task import first_names
-from packager.plan.value import SCHEMA_VERSION, ReleasePlan, TargetPlan
 from packager.quantisation.encoding import QuantisedRef
 from packager.serving.value import ServingPlan
 from packager.tensorfile import tensor_bytes

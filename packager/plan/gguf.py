@@ -19,7 +19,8 @@ from packager.plan.option import ReleaseOptions
 from packager.plan.replication import layer_map
 from packager.plan.rule import plan_tensors, unties_head
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import ConverterPlan, GgufPlan, LongKey, PlannedTensor, TargetPlan
+from packager.plan.target import TargetPlan
+from packager.plan.value import ConverterPlan, GgufPlan, LongKey, PlannedTensor
 
 MOST_SHOWN = 16
 """Values of an array that a plan shows; of a longer one, number and digest."""

@@ -13,7 +13,8 @@ from packager.plan.layout import plan_lora_files
 from packager.plan.option import LoraType, ReleaseOptions
 from packager.plan.rule import find_base_weight
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import GgufLoraPlan, LoraFactor, TargetPlan
+from packager.plan.target import TargetPlan
+from packager.plan.value import GgufLoraPlan, LoraFactor
 
 _SHOWN = 3
 

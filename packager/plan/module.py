@@ -12,8 +12,9 @@ from packager.errors import AdapterError, BaseError, LorapackError
 from packager.plan.change import HEAD_NAME, find_saved
 from packager.plan.misfit import is_dropped, unselected_modules
 from packager.plan.source import AdapterSource
+from packager.plan.target import TargetPlan
 from packager.plan.update import Companion, ModuleUpdate, Residual, Update
-from packager.plan.value import PlannedTensor, TargetPlan
+from packager.plan.value import PlannedTensor
 from packager.quantisation.layer import find_linear, is_head
 from packager.tensorfile import TensorRef, tensor_bytes
 

@@ -20,8 +20,9 @@ from packager.plan.rule import count_embedding_rows, plan_tensors, unties_head
 from packager.plan.serving import plan_servers, plan_vllm
 from packager.plan.soundness import check_index, check_names, check_source
 from packager.plan.source import AdapterSource, BaseSource
+from packager.plan.target import ReleasePlan, TargetPlan, TaskPlan
 from packager.plan.task import check_writes, keep_tensors, plan_task
-from packager.plan.value import PlannedTensor, ReleasePlan, TargetPlan, TaskPlan
+from packager.plan.value import PlannedTensor
 from packager.serving.path import merged_folder
 
 EMITTED: tuple[Target, ...] = ("adapter", "merged", "ollama", "gguf-adapter", "vllm")

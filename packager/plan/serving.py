@@ -17,7 +17,8 @@ from packager.plan.preflight import (
 )
 from packager.plan.servedadapter import own_template, plan_lora, stop_ids
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import PlannedFile, TargetPlan
+from packager.plan.target import TargetPlan
+from packager.plan.value import PlannedFile
 from packager.plan.whole import SERVED_TYPES, Whole, name_services, plan_whole, serve_whole
 from packager.serving.engine import LORA_RANKS, VLLM_VERSION, find_lora_rank
 from packager.serving.path import adapter_path, neighbour_path, original_path, template_path

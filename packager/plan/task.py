@@ -8,7 +8,8 @@ from packager.base import BaseIndex
 from packager.errors import AdapterError, LorapackError, UnsupportedFeatureError
 from packager.manifest import Target
 from packager.plan.source import AdapterSource
-from packager.plan.value import PlannedTensor, TaskPlan
+from packager.plan.target import TaskPlan
+from packager.plan.value import PlannedTensor
 from packager.task import Task, class_count, find_task, head_module, label_names, task_architecture
 
 # Source: transformers 5.23, models/*/modeling_*.py: what stands beside the backbone in the classes

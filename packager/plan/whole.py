@@ -12,7 +12,7 @@ from packager.filekind import is_chat_template
 from packager.plan.layout import tokenizer_files
 from packager.plan.option import ReleaseOptions
 from packager.plan.source import AdapterSource, BaseSource
-from packager.plan.value import TargetPlan
+from packager.plan.target import TargetPlan
 from packager.serving.engine import VLLM_VERSION
 from packager.serving.path import merged_folder
 from packager.serving.shape import ModelShape, read_shape

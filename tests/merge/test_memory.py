@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from packager.plan.module import module_bytes
+from packager.plan.target import TargetPlan
 from packager.plan.update import Residual
-from packager.plan.value import PlannedShard, PlannedTensor, TargetPlan
+from packager.plan.value import PlannedShard, PlannedTensor
 
 _STATUS = Path("/proc/self/status")
 _PROGRAM = """
