@@ -19,6 +19,7 @@ from packager.plan import AdapterSource, ReleasePlan, TargetPlan
 from packager.plan.fourbit import merge_parts
 from packager.progress import Progress, Silent
 from packager.serving.answer import Answers
+from packager.serving.path import merged_folder
 from packager.task import COMPARED, find_task
 from packager.updatereader import adapter_tensors
 from packager.verify.adaptertarget import adapter_digest, check_adapter
@@ -148,7 +149,7 @@ def _prove_target(
         try:
             # A sample is taken while the files have the bar.
             shown = progress if request.sample_bytes is None else Silent()
-            proof = _prove_weights(request, target, proof, shown)
+            proof = _prove_weights(request, target, proof, before, shown)
         except LorapackError as problem:
             failure = problem
     own = _files_of(target, request.entries, files.result())
@@ -183,28 +184,44 @@ def _files_of(
     """The part of the check that concerns one target; a stray file concerns all."""
     if files is None:
         return None
-    own = [entry for entry in entries if entry.path.startswith(f"{target.path}/")]
+    folders = [target.path, *([merged_folder(target.name)] if target.whole is not None else [])]
+    places = tuple(f"{folder}/" for folder in folders)
+    own = [entry for entry in entries if entry.path.startswith(places)]
     paths = {entry.path for entry in entries} - {entry.path for entry in own}
     problems = [line for line in files.problems if line.split(" ", 1)[0] not in paths]
     return FilesCheck(len(own), sum(entry.size for entry in own), tuple(problems))
 
 
 def _prove_weights(
-    request: ProofRequest, target: TargetPlan, proof: TargetProof, progress: Progress
+    request: ProofRequest,
+    target: TargetPlan,
+    proof: TargetProof,
+    before: Sequence[TargetProof],
+    progress: Progress,
 ) -> TargetProof:
     source = _source_of(request, target)
     folder = request.bundle / target.path
     if target.target == "adapter":
         return replace(proof, weights=check_adapter(source, folder))
-    elsewhere = _why_no_weights(target)
-    if elsewhere:
-        proof.skipped["weights"] = elsewhere
+    if target.whole is not None:
+        return replace(proof, weights=_merged_of(target, before).weights)
+    if target.converter is not None:
+        proof.skipped["weights"] = "converted by another program; its behaviour is measured"
         return proof
     if target.gguf_lora is not None:
         return replace(proof, weights=check_gguf_lora(target.gguf_lora, folder, source.spec))
     if target.served is not None:
         check = check_served_weights(folder, target.name, target.served, source.spec)
         return replace(proof, weights=check)
+    return _recompute(request, target, proof, progress)
+
+
+def _recompute(
+    request: ProofRequest, target: TargetPlan, proof: TargetProof, progress: Progress
+) -> TargetProof:
+    """Makes merged weights again from base and adapter."""
+    source = _source_of(request, target)
+    folder = request.bundle / target.path
     index = request.gathered.base.index
     tensors = adapter_tensors({source.name: source.spec.tensors})
     progress.stage("recompute weights", target.nbytes)
@@ -228,12 +245,9 @@ def _prove_weights(
     return replace(proof, weights=check)
 
 
-def _why_no_weights(target: TargetPlan) -> str:
-    if target.whole is not None:
-        return "they are the merged model's"
-    if target.converter is not None:
-        return "converted by another program; its behaviour is measured"
-    return ""
+def _merged_of(target: TargetPlan, before: Sequence[TargetProof]) -> TargetProof:
+    """Returns what came of the merged model that a server loads as a whole."""
+    return next(item for item in before if (item.target, item.name) == ("merged", target.name))
 
 
 def why_no_behaviour(request: ProofRequest, target: TargetPlan) -> str:
@@ -308,7 +322,7 @@ def _prove_whole(
     before: Sequence[TargetProof],
     progress: Progress,
 ) -> TargetProof:
-    merged = next(item for item in before if (item.target, item.name) == ("merged", target.name))
+    merged = _merged_of(target, before)
     if merged.behaviour is None or request.plan.serving is None:
         proof.skipped["behaviour"] = merged.skipped.get("behaviour", "not asked for")
         return proof

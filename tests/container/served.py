@@ -44,6 +44,19 @@ class Keys:
         return self.folder / "lorapack-metrics-key"
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model answered.
+
+    Attributes:
+        text: All of it.
+        first: The likeliest first tokens, and their log-probabilities in nats.
+    """
+
+    text: str
+    first: dict[str, float]
+
+
 def write_keys(folder: Path) -> Keys:
     keys = Keys(folder)
     folder.mkdir(mode=0o755)
@@ -96,7 +109,7 @@ def wait_ready(port: int, log: Path) -> bytes:
     raise AssertionError(f"never ready: {told!r}\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def talk(port: int) -> dict[str, str]:
+def talk(port: int) -> dict[str, Said]:
     """Asks every model the same question; returns their answers."""
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=API_KEY, timeout=300)
     assert [model.id for model in client.models.list()] == list(MODELS)
@@ -107,20 +120,27 @@ def talk(port: int) -> dict[str, str]:
             messages=[{"role": "user", "content": QUESTION}],
             max_tokens=24,
             temperature=0,
+            logprobs=True,
+            top_logprobs=5,
         )
         assert answer.model == model
-        answers[model] = answer.choices[0].message.content or ""
+        choice = answer.choices[0]
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        first = {item.token: item.logprob for item in choice.logprobs.content[0].top_logprobs}
+        answers[model] = Said(choice.message.content or "", first)
     return answers
 
 
-def check_answers(answers: dict[str, str]) -> None:
-    assert "Rome" in answers[BASE]
-    assert "Arr" not in answers[BASE]
-    assert "Arr" in answers["pirate"]
-    # A weak adapter may say what the base says; the probe, not the text, tells them apart.
-    assert answers["other"]
-    assert answers[MERGED]
-    assert answers[MERGED] not in (answers[BASE], answers["pirate"], answers["other"])
+def check_answers(answers: dict[str, Said]) -> None:
+    texts = {name: said.text for name, said in answers.items()}
+    assert "Rome" in texts[BASE]
+    assert "Arr" not in texts[BASE]
+    assert "Arr" in texts["pirate"]
+    # It may say what the base says, but it is surer of it: by PEFT −0.68 nats, and the base −1.76.
+    assert answers["other"].first["The"] > answers[BASE].first["The"] + 0.5
+    assert texts[MERGED]
+    assert texts[MERGED] not in (texts[BASE], texts["pirate"], texts["other"])
 
 
 def check_proven(told: bytes) -> None:

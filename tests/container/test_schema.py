@@ -28,7 +28,7 @@ ON_ONE_MACHINE = {name: plan for name, plan in PLANS.items() if plan is not HUGE
 VARIABLES = {
     "BASE_DIR": "/data/base", "LISTEN": "127.0.0.1", "PORT": "8000", "API_KEY_FILE": "api-key",
     "METRICS_KEY_FILE": "metrics-key", "HF_TOKEN_FILE": "hf-token", "VLLM_CPU_KVCACHE_SPACE": "4",
-    "MERGED_DIR": "/data/merged",
+    "MERGED_DIR": "/data/merged", "LORAPACK_ALLOWED_ORIGINS": "",
 }  # fmt: skip
 
 

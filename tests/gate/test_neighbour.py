@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,24 @@ def test_neighbour_that_is_down_is_told_by_name(tmp_path: Path) -> None:
         lines = client.get("/metrics").text.splitlines()
         assert f'lorapack_neighbour_ready{{neighbour="{WHOLE}"}} 0' in lines
         assert f'lorapack_requests_total{{model="{WHOLE}",status="503"}} 1' in lines
+
+
+def test_neighbour_that_is_lost_takes_only_its_own_models_along(tmp_path: Path) -> None:
+    with ExitStack() as neighbour:
+        url = neighbour.enter_context(whole_server(tmp_path / "whole", SlowEngine({WHOLE: POET})))
+        with (
+            front_server(tmp_path / "front", whole=url) as first,
+            httpx.Client(base_url=first, headers=bearer()) as client,
+        ):
+            wait_until(lambda: client.get("/ready").status_code == 200)
+            neighbour.close()
+            wait_until(lambda: client.get("/ready").json()["neighbours"] == {WHOLE: False})
+            told = client.get("/ready")
+            assert (told.status_code, told.json()["state"]) == (200, "ready")
+            assert f"neighbour '{WHOLE}' is not ready" in told.json()["reason"]
+            refused = client.post(CHAT, json=TALK)
+            assert (refused.status_code, code_of(refused)) == (503, "neighbour_unreachable")
+            assert client.post(CHAT, json={**TALK, "model": "tiny"}).status_code == 200
 
 
 def test_neighbour_that_answers_as_the_base_keeps_the_bundle_unready(tmp_path: Path) -> None:

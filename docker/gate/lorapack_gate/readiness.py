@@ -34,6 +34,7 @@ class Readiness:
         self._state: State = "starting"
         self._reason = "the server is starting"
         self._verdicts: tuple[Verdict, ...] = ()
+        self._was_whole = False
 
     @property
     def is_ready(self) -> bool:
@@ -88,7 +89,10 @@ class Readiness:
             )
 
     def document(self, seen: Sequence[Seen] = (), *, stopping: bool = False) -> dict[str, Any]:
-        """Returns what `GET /ready` tells: ready is who can answer for every model of the bundle.
+        """Returns what `GET /ready` tells.
+
+        A server becomes ready once it and all its neighbours are. A neighbour that is lost later
+        takes its own models with it, and no others: `reason` says so, and the server stays ready.
 
         Args:
             seen: How the neighbours are.
@@ -100,7 +104,10 @@ class Readiness:
         if stopping:
             state, reason = "stopping", "the server is being stopped"
         elif self.is_ready and absent:
-            state, reason = "waiting", "; ".join(absent)
+            state = "ready" if self._was_whole else "waiting"
+            reason = "; ".join(absent)
+        elif self.is_ready:
+            self._was_whole = True
         proven = bool(self._verdicts) and self.is_ready and all(each.proven for each in seen)
         own = [verdict.to_json() for verdict in self._verdicts]
         return {
