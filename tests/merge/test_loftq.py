@@ -97,8 +97,8 @@ def test_iterations_that_no_other_machine_repeats_are_refused(
 ) -> None:
     shapes = pair("model.layers.0.self_attn.q_proj", width=64, height=64)
     adapter = write_adapter(
-        tmp_path / "a", shapes, target_modules=["q_proj"], init_lora_weights="loftq",
-        loftq_config={"loftq_bits": 4, "loftq_iter": 5},
+        tmp_path / "a", shapes, target_modules=["layers.0.self_attn.q_proj"],
+        init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 5},
     )  # fmt: skip
     with pytest.raises(RejectedPlanError, match="in several iterations") as caught:
         oracle.merge(make_base("float32", False, False), adapter, tmp_path / "out")

@@ -63,7 +63,7 @@ def test_without_it_an_error_names_both_ways_out(base: Path, adapter: Path) -> N
 
 def test_not_asked_for_it_is_left_out_with_a_note(base: Path, adapter: Path) -> None:
     plan = lorapack("plan", adapter, "--base", base, "--license", "mit", "--json").json
-    assert [target["target"] for target in plan["targets"]] == ["adapter", "merged"]
+    assert [target["target"] for target in plan["targets"]] == ["adapter", "merged", "vllm"]
     (note,) = [note for note in plan["notes"] if "ollama" in note]
     assert note.startswith("ollama/pirate is left out: this architecture cannot be written as GGUF")
 

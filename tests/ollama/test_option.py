@@ -50,7 +50,7 @@ def test_a_plan_tells_every_tensor_and_survives_json(small: Small) -> None:
     done = run("plan", adapter, "--base", base, "--quant", "q4_k_m", "--quant", "Q8_0", "--json")
     assert done.exit_code == 0, done.stderr
     plan = parse_plan(done.stdout, where="stdout")
-    assert [target.target for target in plan.targets] == ["adapter", "merged", "ollama"]
+    assert [target.target for target in plan.targets] == ["adapter", "merged", "ollama", "vllm"]
     gguf = plan.targets[2].gguf
     assert gguf is not None
     assert [file.path for file in gguf.files] == ["pirate-Q4_K_M.gguf", "pirate-Q8_0.gguf"]

@@ -223,12 +223,13 @@ def _wrong_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _one_less(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: t for name, t in tensors.items() if "layers.3.mlp.up_proj.lora_A" not in name}
+    return {name: t for name, t in tensors.items() if "layers.3.mlp.up_proj." not in name}
 
 
 def _one_more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    name = next(name for name in tensors if "layers.3.mlp.up_proj.lora_A" in name)
-    return {**tensors, name.replace("layers.3", "layers.9"): tensors[name].clone()}
+    names = [name for name in tensors if "layers.3.mlp.up_proj." in name]
+    more = {name.replace("layers.3", "layers.9"): tensors[name].clone() for name in names}
+    return {**tensors, **more}
 
 
 def _too_wide(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
