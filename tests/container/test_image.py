@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_image_serves_adapters_and_a_merged_model_and_ends_when_told(
         neighbour.send_signal(signal.SIGTERM)
         assert neighbour.wait(STOP_SECONDS) == 0
         # The first server goes on with its own models, and says what is missing.
+        time.sleep(2)  # an answer about neighbours counts for a second
         status, told = ask(ports[0], "/ready")
         assert (status, json.loads(told)["neighbours"]) == (200, {MERGED: False})
         assert MERGED in json.loads(told)["reason"]
