@@ -6,16 +6,17 @@ Values are rounded once, from merged float32 to the blocks of each type.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from packager.ahead import run_ahead
 from packager.errors import AdapterError
 from packager.gguf.block import BlockType, row_bytes
 from packager.gguf.ggml import Ggml, load_ggml
@@ -103,19 +104,12 @@ def _quantised(
 ) -> Iterator[dict[BlockType, memoryview]]:
     ggml = load_ggml()
     types = _wanted_types(files)
-    waiting: deque[Future[dict[BlockType, memoryview]]] = deque()
     blocks = plan_blocks(file_order(model.tensors), sources.planned, sources.base, sources.adapters)
-    try:
-        for block in blocks:
-            weights = importance.get(block.tensor.name)
-            waiting.append(pool.submit(_make, ggml, block, types[block.tensor.name], weights))
-            if len(waiting) > threads + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    jobs = (
+        partial(_make, ggml, block, types[block.tensor.name], importance.get(block.tensor.name))
+        for block in blocks
+    )
+    yield from run_ahead(pool, jobs, threads + 2)
 
 
 def _wanted_types(files: tuple[GgufFile, ...]) -> dict[str, tuple[BlockType, ...]]:

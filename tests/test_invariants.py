@@ -24,7 +24,7 @@ PACKAGE = Path(packager.__file__).parent
 # From left to right, as in ARCHITECTURE.md: a room knows only rooms before it.
 ROOMS = (
     "errors", "untrusted", "filekind", "task", "dtype", "record", "progress", "process",
-    "sequential", "tensorfile", "quantisation",
+    "ahead", "sequential", "tensorfile", "quantisation",
     "manifest", "digest", "combination", "resource", "frontmatter", "markup", "licensetext",
     "obligation", "license", "adapter", "hub", "base", "lock",
     "trainingfact", "train", "demo", "gguf", "serving",

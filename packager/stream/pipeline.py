@@ -6,14 +6,15 @@ Memory depends on the chunk, on the factors of one module, and on nothing else.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from queue import SimpleQueue
 
 import torch
 
+from packager.ahead import run_ahead
 from packager.plan import PlannedTensor
 from packager.rowreader import OpenFiles
 from packager.stream.chunk import Chunk
@@ -52,17 +53,8 @@ def stream_tensors(
         buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(_IN_FLIGHT + 1):
             buffers.put(bytearray())
-        waiting: deque[Future[Chunk]] = deque()
-        try:
-            for task in plan_tasks(tensors, base, adapters, files):
-                waiting.append(pool.submit(task.run, buffers))
-                if len(waiting) >= _IN_FLIGHT:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        tasks = plan_tasks(tensors, base, adapters, files)
+        yield from run_ahead(pool, (partial(task.run, buffers) for task in tasks), _IN_FLIGHT)
 
 
 class single_threaded_torch:  # noqa: N801 - reads as a statement where it is used
