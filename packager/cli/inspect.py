@@ -162,6 +162,4 @@ def _feature_lines(document: dict[str, Any]) -> list[str]:
         for target, item in document["targets"].items()
         if item["reason"]
     ]
-    later = ", ".join(target for target in TARGETS if target not in EMITTED)
-    lines.append(f"  this version writes {', '.join(EMITTED)}; judged by its format only: {later}")
     return lines

@@ -62,7 +62,6 @@ def plan_release(
     found.problems += check_four_bit(base.index) if options.hub_quant else []
     for source in adapters:
         _plan_source(source, base, options, found)
-    found.problems += _check_emitted(options)
     targets, serving, reasons = plan_servers(found.targets, adapters, base, options)
     if options.targets is None:
         found.notes += [_left_out("vllm", reason) for reason in reasons]
@@ -202,17 +201,4 @@ def _refused_features(source: AdapterSource, target: Target) -> list[LorapackErr
         )
         for feature in source.spec.features
         if feature.support[target].status == "not possible"
-    ]
-
-
-def _check_emitted(options: ReleaseOptions) -> list[LorapackError]:
-    return [
-        UnsupportedFeatureError(
-            f"this version of lorapack does not write target {target!r}",
-            where="--target",
-            expected=" or ".join(EMITTED),
-            hint="--target merged gives a model that other tools convert",
-        )
-        for target in options.targets or ()
-        if target not in EMITTED
     ]
