@@ -62,14 +62,19 @@ def make_case(layer: nn.Module, folder: Path, **options: Any) -> tuple[Whole, Pa
     return model, base, folder / "adapter"
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
+CASES = [
+    (kernel, option)
+    for kernel, layer in KERNELS.items()
+    for option in OPTIONS
+    if option != "lora_bias" or layer.bias is not None
+]
+
+
+@pytest.mark.parametrize(("kernel", "option"), CASES)
 def test_a_convolution_computes_what_base_and_adapter_do(
     kernel: str, option: str, tmp_path: Path
 ) -> None:
     layer: Any = KERNELS[kernel]
-    if option == "lora_bias" and layer.bias is None:
-        pytest.skip("PEFT does not merge it either")
     model, base, adapter = make_case(layer, tmp_path, **OPTIONS[option])
     merge_to_folder(str(base), adapter, tmp_path / "out", 5 << 30, Silent())
     found = load_file(tmp_path / "out" / "model.safetensors")
@@ -87,6 +92,16 @@ def test_a_convolution_computes_what_base_and_adapter_do(
     theirs = tuned.merge_and_unload().state_dict()
     for name, value in theirs.items():
         assert (found[name].double() - value).norm() <= 2.0**-24 * value.norm(), name
+
+
+def test_a_bias_that_has_no_place_is_refused_as_peft_refuses_it(tmp_path: Path) -> None:
+    layer = nn.Conv2d(4, 6, 3, bias=False)
+    model, base, adapter = make_case(layer, tmp_path, lora_bias=True)
+    with pytest.raises(RuntimeError, match="bias"):
+        PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with pytest.raises(RejectedPlanError, match="lora_bias"):
+        merge_to_folder(str(base), adapter, tmp_path / "out", 5 << 30, Silent())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_convolution_in_groups_is_refused_as_peft_refuses_it(tmp_path: Path) -> None:
