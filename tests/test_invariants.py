@@ -33,7 +33,7 @@ ROOMS = (
     "modelconfig", "merge", "rowreader", "factorreader", "tuner", "rehearsal", "updatereader",
     "combine", "combined", "stream", "transform", "basecopy", "stamp", "sinks", "quantise",
     "bundle", "emit", "verify", "card", "cardfacts", "servercard",
-    "serverfolder", "release", "publish", "serve", "cli", "__main__",
+    "serverfolder", "preparation", "mergefolder", "release", "publish", "serve", "cli", "__main__",
 )  # fmt: skip
 
 ALLOWED_ROOMS = {

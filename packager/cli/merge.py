@@ -44,7 +44,7 @@ def command(
     No proof and no card, and nothing is measured: for those, and for publishing, use
     `lorapack release`.
     """
-    from packager.release import merge_to_folder
+    from packager.mergefolder import merge_to_folder
 
     with TerminalProgress() as progress:
         files = merge_to_folder(

@@ -19,7 +19,7 @@ from packager.quantisation.training import LOADED_IN
 from packager.verify.figure import printable
 
 if TYPE_CHECKING:
-    from packager.release import ReleaseRequest
+    from packager.preparation import ReleaseRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DIRECTORY = click.Path(path_type=Path)
@@ -261,7 +261,7 @@ def parse_request(given: Given, out: Path, *, behaviour: bool = True) -> Release
     Raises:
         InputError: A size, type or quantisation is not one.
     """
-    from packager.release import ReleaseRequest
+    from packager.preparation import ReleaseRequest
 
     return ReleaseRequest(
         adapters=parse_adapters(given.adapters),

@@ -44,7 +44,7 @@ from packager.serving.value import ServedLora, ServingPlan
 @release_options
 def command(as_json: bool, **given: Any) -> None:
     """Show every tensor and file of a release, its bytes, memory and time; write nothing."""
-    from packager.release import joined, plan_request
+    from packager.preparation import joined, plan_request
 
     request = parse_request(Given(**given), Path())
     with (

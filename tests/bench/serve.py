@@ -28,8 +28,9 @@ from typing import Any
 import openai
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.resource import resource_folder
 from packager.serving.document import parse_gate, parse_serve_yaml
 from tests import models

@@ -33,8 +33,9 @@ from packager.combine import combine_folders
 from packager.combine.arithmetic import module_seed
 from packager.errors import BaseError, BundleError, InputError, UnsupportedFeatureError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest, joined, plan_request
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, joined, plan_request, release
+from packager.release import Release, release
 from packager.verify.bundle import verify_bundle
 from tests.merge.conftest import read_tensors
 from tests.models import make_adapter, make_llama

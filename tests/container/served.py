@@ -12,8 +12,9 @@ from pathlib import Path
 import openai
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests import models
 
 BASE = "SmolLM2-135M-Instruct"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.stamp import stamp_lock
 from tests import models
 

@@ -19,8 +19,9 @@ from packager.errors import LorapackError
 from packager.lock import parse_lock, read_lock, render_lock
 from packager.manifest import parse_manifest, render_manifest
 from packager.plan.document import parse_plan, render_plan
+from packager.preparation import ReleaseRequest, plan_request
 from packager.progress import Silent
-from packager.release import ReleaseRequest, plan_request, release
+from packager.release import release
 from packager.verify.bundle import verify_bundle
 from tests.fuzz.conftest import Sources
 from tests.fuzz.mutation import damaged_bytes, damaged_documents, fuzz

@@ -20,8 +20,9 @@ from packager.base import read_base
 from packager.cli.message import render_error
 from packager.dtype import ITEM_BYTES
 from packager.errors import LorapackError
+from packager.preparation import ReleaseRequest, plan_request
 from packager.progress import Silent
-from packager.release import ReleaseRequest, plan_request, release
+from packager.release import release
 from packager.tensorfile import TensorFile, TensorRef, read_header, render_header
 from tests.fuzz.conftest import Sources
 from tests.fuzz.mutation import VALUES, damaged_bytes, fuzz

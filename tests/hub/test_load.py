@@ -11,9 +11,10 @@ import pytest
 
 from packager import hub
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
 from packager.publish import publish_hub
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.hub.bundle import card, seal
 from tests.loopback_hub import Client, LoopbackHub
 from tests.models import make_adapter, make_llama

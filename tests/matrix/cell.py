@@ -15,8 +15,8 @@ import peft
 import torch
 from torch import Tensor
 
+from packager.mergefolder import merge_to_folder
 from packager.progress import Silent
-from packager.release import merge_to_folder
 from tests.matrix.architecture import ARCHITECTURES, Architecture, Inputs, write_base
 from tests.matrix.feature import FEATURES, Feature
 from tests.matrix.stored import STORES

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.models import make_llama
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.merge.conftest import load, read_tensors
 
 BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from packager.mergefolder import merge_to_folder
 from packager.progress import Silent
-from packager.release import merge_to_folder
 from tests.merge.families import answer, load, load_tuned, save_adapter
 
 SHARD_BYTES = 5 << 30

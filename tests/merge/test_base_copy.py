@@ -12,8 +12,9 @@ from torch import Tensor
 
 from packager.errors import BaseMismatchError, LorapackError, RejectedPlanError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.stamp import stamp_lock
 from tests.folders import PREFIX, pair, write_adapter, write_base
 

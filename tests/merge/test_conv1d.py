@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from packager.errors import AdapterError, RejectedPlanError
+from packager.mergefolder import merge_to_folder
 from packager.progress import Silent
-from packager.release import merge_to_folder
 from tests.folders import Q_PROJ, pair, write_adapter, write_base
 from tests.merge.conftest import load, read_tensors
 

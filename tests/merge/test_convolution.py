@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from packager.errors import RejectedPlanError
+from packager.mergefolder import merge_to_folder
 from packager.progress import Silent
-from packager.release import merge_to_folder
 from tests.folders import write_base
 
 KERNELS: dict[str, nn.Module] = {

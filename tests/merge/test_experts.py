@@ -15,8 +15,9 @@ from torch import Tensor
 from packager.base import read_base
 from packager.errors import LorapackError, RejectedPlanError
 from packager.plan import ReleaseOptions, parse_plan, render_plan
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.tensorfile import TensorRef, read_header
 from packager.verify.bundle import verify_bundle
 from packager.verify.weights import Sources, check_weights

@@ -19,8 +19,9 @@ from packager.gguf import pretokenizer
 from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
 from packager.gguf.tokenizerfile import list_tokenizer_files
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.merge import merged as oracle
 from tests.models import write_tokenizer
 

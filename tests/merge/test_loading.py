@@ -16,9 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from packager.mergefolder import merge_to_folder
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, merge_to_folder, release
+from packager.release import release
 from tests.merge.conftest import Case, load, load_peft, read_tensors, train
 from tests.models import make_llama, write_tokenizer
 

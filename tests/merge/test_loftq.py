@@ -15,8 +15,9 @@ from torch import Tensor
 
 from packager.errors import RejectedPlanError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.folders import pair, write_adapter
 from tests.merge import merged as oracle
 from tests.merge.conftest import load, read_tensors

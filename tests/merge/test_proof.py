@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.verify.bundle import verify_bundle
 from tests.merge import merged as oracle
 from tests.verify.test_bundle import World

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterError, RejectedPlanError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.folders import PREFIX
 from tests.merge import merged as oracle
 

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from packager.errors import ProofError, RejectedPlanError
 from packager.plan import ReleaseOptions
 from packager.plan.option import LoraType
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.verify.bundle import verify_bundle
 from packager.verify.llama import run_llama
 from tests import models

@@ -8,8 +8,8 @@ import pytest
 
 from packager import digest
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest, plan_request
 from packager.progress import Silent
-from packager.release import ReleaseRequest, plan_request
 from packager.stamp import stamp_lock
 from tests import models
 from tests.gguf.cases import CASES, write_model, write_pieces

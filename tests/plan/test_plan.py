@@ -41,8 +41,9 @@ from packager.plan import (
 )
 from packager.plan.document import plan_document
 from packager.plan.option import parse_size
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.adapter.test_feature import CHANGES, MERGED_NOW
 from tests.folders import BASE_SHAPES, K_PROJ, PREFIX, Q_PROJ, pair, write_adapter, write_base
 

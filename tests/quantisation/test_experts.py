@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from packager.mergefolder import merge_to_folder
 from packager.progress import Silent
-from packager.release import merge_to_folder
 
 
 def test_experts_in_mxfp4_are_merged_as_peft_merges_them(gpt_oss: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from packager.base import read_base
 from packager.errors import RejectedPlanError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, release
+from packager.release import Release, release
 from packager.verify.bundle import verify_bundle
 from packager.verify.fourbit import find_wrong_values
 from tests import models

@@ -17,8 +17,9 @@ from packager.gguf import pretokenizer
 from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
 from packager.gguf.tokenizerfile import list_tokenizer_files
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests import models
 from tests.quantisation.stored import quantise_base, read_values
 from tests.quantisation.test_float import write_fp8

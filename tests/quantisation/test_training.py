@@ -18,8 +18,10 @@ from packager.base import read_base
 from packager.base.ref import read_local_base
 from packager.errors import BaseError, BaseMismatchError, InputError
 from packager.lock import read_lock
+from packager.mergefolder import merge_to_folder
 from packager.plan import ReleaseOptions
 from packager.plan.option import MergeBase
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
 from packager.quantisation.encoding import QuantisedRef
 from packager.quantisation.training import (
@@ -31,7 +33,7 @@ from packager.quantisation.training import (
     parse_settings,
 )
 from packager.quantisation.values import open_values
-from packager.release import Release, ReleaseRequest, merge_to_folder, release
+from packager.release import Release, release
 from packager.stamp import stamp_lock
 from packager.train.callback import BaseLockCallback
 from packager.trainingfact import read_training

@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests import models
 
 VOCABULARY = 49152

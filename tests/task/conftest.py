@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, release
+from packager.release import Release, release
 from tests.models import write_tokenizer
 
 LABELS = 3

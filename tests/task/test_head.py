@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from packager.errors import RejectedPlanError
+from packager.mergefolder import merge_to_folder
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest, plan_request
 from packager.progress import Silent
-from packager.release import ReleaseRequest, merge_to_folder, plan_request
 from tests.task.conftest import LABELS, TRAINED, Case, Trained, release_it, train, write_base
 
 _SHARD = 5 << 30

@@ -20,8 +20,9 @@ from packager.gguf import pretokenizer
 from packager.gguf.tokenizerdocument import check_encodings, open_tokenizer
 from packager.gguf.tokenizerfile import list_tokenizer_files
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest, plan_request
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, plan_request, release
+from packager.release import Release, release
 from packager.verify.bundle import verify_bundle
 from tests.merge.conftest import read_tensors
 from tests.tuner.base import make_gpt2, make_qwen2

@@ -30,8 +30,9 @@ from packager.errors import (
 )
 from packager.manifest import FileEntry, render_manifest
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, release, require_passed
+from packager.release import Release, release, require_passed
 from packager.verify.bundle import verify_bundle
 from packager.verify.proof import Level, Proof
 from tests.models import make_adapter, make_llama

@@ -9,8 +9,9 @@ from gguf import GGUFReader
 
 from packager.frontmatter import parse_front_matter
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.verify.bundle import verify_bundle
 from tests import models
 from tests.gguf.cases import CASES, write_model, write_pieces

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from packager.verify import check
 from packager.verify.memory import available_bytes, behaviour_bytes
 from tests.models import make_adapter, make_llama

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import ProofError
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import ReleaseRequest, release
+from packager.release import release
 from tests.models import make_adapter, make_llama
 
 CHANGE = 0.0015

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from packager.manifest import MANIFEST_NAME
 from packager.plan import ReleaseOptions
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, release
+from packager.release import Release, release
 
 _LOAD = """
 import sys, torch

@@ -18,8 +18,9 @@ from packager.digest import hash_file
 from packager.errors import ProofError
 from packager.plan import ReleaseOptions
 from packager.plan.serving import FOLDER
+from packager.preparation import ReleaseRequest
 from packager.progress import Silent
-from packager.release import Release, ReleaseRequest, release
+from packager.release import Release, release
 from packager.serving.answer import Expected, parse_expected
 from packager.serving.document import GateConfig, parse_gate, parse_serve_yaml
 from packager.verify.bundle import verify_bundle
