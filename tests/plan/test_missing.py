@@ -15,10 +15,8 @@ from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterError, RejectedPlanError
-from packager.gather import gather
-from packager.plan import ReleaseOptions, plan_release
-from packager.progress import Silent
 from tests.matrix.architecture import ARCHITECTURES, Architecture, write_base
+from tests.plan.making import plan, save_changed
 
 WEIGHTS = "adapter_model.safetensors"
 START = "base_model.model."
@@ -102,20 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def train(row: Architecture, base: Path, out: Path, config: dict[str, Any]) -> Path:
     stated = {"r": 2, "target_modules": list(row.attention), "task_type": row.task, **config}
     kind = stated.pop("kind", LoraConfig)
-    tuned = get_peft_model(row.load(base), kind(**stated))
-    for parameter in tuned.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(std=0.2)
-    tuned.save_pretrained(out)
-    return out
-
-
-def plan(base: Path, adapter: Path) -> None:
-    options = ReleaseOptions(targets=("merged",), license="mit")
-    gathered = gather(
-        ((None, adapter),), base=str(base), license_id="mit", targets=("merged",), progress=Silent()
-    )
-    plan_release(gathered.adapters, gathered.base, options)
+    return save_changed(get_peft_model(row.load(base), kind(**stated)), out)
 
 
 def refusal(base: Path, adapter: Path) -> AdapterError:

@@ -19,10 +19,8 @@ from transformers import (
 )
 
 from packager.errors import RejectedPlanError
-from packager.gather import gather
-from packager.plan import ReleaseOptions, plan_release
-from packager.progress import Silent
 from tests.matrix.architecture import ARCHITECTURES, write_base
+from tests.plan.making import plan, save_changed
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIGS = {
@@ -46,20 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(config: PeftConfig, model: torch.nn.Module, out: Path) -> Path:
-    tuned = get_peft_model(model, config)
-    for parameter in tuned.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(std=0.2)
-    tuned.save_pretrained(out)
-    return out
-
-
-def plan(base: Path, adapter: Path) -> None:
-    options = ReleaseOptions(targets=("merged",), license="mit")
-    gathered = gather(
-        ((None, adapter),), base=str(base), license_id="mit", targets=("merged",), progress=Silent()
-    )
-    plan_release(gathered.adapters, gathered.base, options)
+    return save_changed(get_peft_model(model, config), out)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
